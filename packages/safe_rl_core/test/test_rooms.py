@@ -1,0 +1,36 @@
+"""Each room imports only what it may: checked in a fresh process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROBE = (
+    "import sys, importlib\n"
+    "importlib.import_module(sys.argv[1])\n"
+    "print(*[name for name in ('torch', 'rclpy', 'pybullet') if name in sys.modules])\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [
+        ("safe_rl_core", set()),
+        ("safe_rl_core.adversary", set()),
+        ("safe_rl_core.metrics", set()),
+        ("safe_rl_systems.robot", {"torch"}),
+        ("safe_rl_systems.build", {"torch"}),
+        ("safe_rl_training.tracker", {"torch"}),
+        ("sim_bridge.plants", {"pybullet"}),
+        ("safe_rl_ros.convert", set()),
+        ("safe_rl.cli", set()),
+    ],
+)
+def test_a_room_imports_only_what_it_may(module: str, allowed: set[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, module], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) <= allowed
