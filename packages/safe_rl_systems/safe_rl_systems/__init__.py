@@ -1,0 +1,1 @@
+"""Robots as plain torch functions, and how they become programs and bundles."""

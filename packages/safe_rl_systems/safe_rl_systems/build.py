@@ -1,0 +1,123 @@
+"""From a `Robot` and a trained policy to a bundle folder.
+
+    python -m safe_rl_systems.build quadrotor_powerloop --policy policy.onnx --card CARD.md --out models
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safe_rl_core.bundle import FORMAT, NUMERICAL_MARGIN, Bundle, write_sums
+from safe_rl_core.errors import ModelError
+from safe_rl_core.program import Program
+
+from safe_rl_systems.control_affine import Channel, dynamics
+from safe_rl_systems.robot import ROBOTS, Robot
+from safe_rl_systems.trace import trace_program
+
+#: What a bundle says of itself until its base set and margins are proved.
+UNCERTIFIED = "none (nominal)"
+
+
+def robot_program(robot: Robot) -> Program:
+    """Trace everything that the robot's bundle needs at run time."""
+    n, m = len(robot.system.states), len(robot.system.inputs)
+    x, u, t = ("x", n), ("u", m), ("t", 1)
+    task = robot.task
+    return trace_program(
+        {
+            "dynamics": (lambda a, b: dynamics(robot.system, a, b), (x, u)),
+            "step": (robot.system.step, (x, u)),
+            "safe_set": (robot.safe_set, (x,)),
+            "base_set": (robot.base_set, (x,)),
+            "backup_policy": (robot.backup_policy, (x,)),
+            "base_controller": (robot.base_controller, (x,)),
+            "reference": (task.reference, (t,)),
+            "observation": (task.observation, (x, t)),
+            "reward": (task.reward, (("x_next", n), u, t)),
+            "initial_state": (task.initial_state, (("w", task.start_dimension),)),
+            "operating_state": (task.operating_state, (("w", task.operating_dimension),)),
+        }
+    )
+
+
+def description(robot: Robot) -> dict[str, Any]:
+    """The contents of bundle.yaml; models/README.md explains every field."""
+    task = robot.task
+    return {
+        "format": FORMAT,
+        "name": robot.name,
+        "robot": robot.robot,
+        "variant": robot.variant,
+        "certificate": UNCERTIFIED,
+        "states": [_channel(c) for c in robot.system.states],
+        "inputs": [_channel(c) for c in robot.system.inputs],
+        "period_s": robot.system.period,
+        "horizon_steps": robot.horizon,
+        "delay_steps": robot.delay_steps,
+        "class_k_per_s": robot.class_k,
+        "base_class_k_per_s": robot.base_class_k,
+        "safe_set": list(robot.safe_set.names),
+        "base_set": list(robot.base_set.names),
+        "margins": {
+            name: max(NUMERICAL_MARGIN, robot.margins.get(name, 0.0))
+            for name in robot.safe_set.names
+        },
+        "input_scale": list(robot.input_scale),
+        "stop_action": list(robot.stop_action),
+        "task": {
+            "name": task.name,
+            "duration_s": robot.duration,
+            "lap_s": task.lap,
+            "laps_default": robot.laps,
+            "observation": list(task.observation_names),
+            "tracked": list(task.tracked),
+        },
+        "variants": dict(robot.variants),
+    }
+
+
+def write_bundle(robot: Robot, policy: Path, card: str, out: Path) -> Bundle:
+    """Write the bundle folder `out`/<name>, then load it with every check; returns it."""
+    if not policy.is_file():
+        raise ModelError(f"no policy file at {policy}; train one with safe_rl_training first")
+    folder = out / robot.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    text = yaml.safe_dump(description(robot), sort_keys=False, width=99)
+    (folder / "bundle.yaml").write_text(text)
+    robot_program(robot).save(folder / "program.txt")
+    shutil.copyfile(policy, folder / "policy.onnx")
+    (folder / "CARD.md").write_text(card)
+    write_sums(folder)
+    return Bundle.load(folder)
+
+
+def _channel(channel: Channel) -> dict[str, Any]:
+    return {
+        "name": channel.name,
+        "unit": channel.unit,
+        "low": channel.low,
+        "high": channel.high,
+    }
+
+
+def main() -> None:
+    """Command line: trace one robot and write its bundle."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("robot", choices=sorted(ROBOTS))
+    parser.add_argument("--policy", type=Path, required=True, help="trained policy (ONNX)")
+    parser.add_argument("--card", type=Path, required=True, help="CARD.md to put into the bundle")
+    parser.add_argument("--out", type=Path, default=Path("models"), help="folder of bundles")
+    args = parser.parse_args()
+    bundle = write_bundle(ROBOTS[args.robot](), args.policy, args.card.read_text(), args.out)
+    print(f"{bundle.path}  {bundle.hash[:12]}  certificate: {bundle.certificate}")
+
+
+if __name__ == "__main__":
+    main()
