@@ -1,0 +1,1 @@
+"""Training and export. Untrusted: a bad trainer gives a poor robot, never an unsafe one."""

@@ -1,0 +1,1 @@
+"""What trainers share: networks, imperfect actuators, start states, provenance, drawing."""
