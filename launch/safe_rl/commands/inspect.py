@@ -75,6 +75,7 @@ def _shield(bundle: Bundle) -> list[str]:
     return [
         f"control period   {bundle.period:g} s",
         f"backup horizon   {bundle.horizon} steps = {seconds:g} s",
+        f"actuation delay  {bundle.delay_steps} steps until an action takes effect",
         f"class-K gains    safe set {bundle.class_k:g} 1/s, base set {bundle.base_class_k:g} 1/s",
         *(f"{kind} variant    {name}" for kind, name in bundle.variants.items()),
     ]

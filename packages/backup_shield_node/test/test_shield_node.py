@@ -47,7 +47,7 @@ class Bench:
         own = stack.node
         topics = ("cmd_ctbr", "shield/status", "/diagnostics")
         stack.until(lambda: all(map(own.count_publishers, topics)))
-        stack.spin(0.3)
+        stack.spin(0.5)
 
     def state(self, stamp, x=HOVER):
         self.odom.publish(self.odometry.pack(stamp, self.states.numbers(x)))

@@ -30,8 +30,8 @@ class Recipe:
     keep_weight: float = 50.0
     hidden: int = 64
     batch: int = 512
-    iterations: int = 2500
-    horizon: tuple[int, int] = (20, 80)
+    iterations: int = 2000
+    horizon: tuple[int, int] = (20, 60)
     learning_rate: tuple[float, float] = (3e-3, 2e-5)
     gradient_limit: float = 1.0
 
@@ -66,7 +66,7 @@ RECIPES: dict[str, Recipe] = {
             gain=((0.85, 1.15), (0.95, 1.05), (0.95, 1.05), (0.95, 1.05)),
             drift={"vx": 0.3, "vy": 0.3, "vz": 0.3},
         ),
-        state_cost={"px": 8.0, "py": 8.0, "pz": 8.0},
+        state_cost={"px": 12.0, "py": 12.0, "pz": 12.0},
         keep={"floor": 0.2, "side_x_upper": 0.5, "side_x_lower": 0.5}
         | {"side_y_upper": 0.5, "side_y_lower": 0.5},
         cost_scale=20.0,
@@ -87,5 +87,6 @@ RECIPES: dict[str, Recipe] = {
         tested_lags={"lag 50 ms": (0.05, 0.05)},
         batch=256,
         iterations=1500,
+        horizon=(20, 80),
     ),
 }

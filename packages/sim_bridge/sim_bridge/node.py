@@ -88,7 +88,8 @@ class SimNode(StackNode):
         self._flight = Flight(self.bundle, self.param("laps"))
         self._flight.add(self._plant.state)
         self._command: tuple[int, Numbers] | None = None  # stamp, numbers
-        self._command_ns = self._sent_ns = self._clock_ns = 0
+        self._command_ns = self._sent_ns = self._clock_ns = self._tick_ns = 0
+        self._command_step = 0
         self._started = self._over = False
         self._since_ns = now_ns()
         command = self._topics.command
@@ -175,18 +176,21 @@ class SimNode(StackNode):
             self.count("command_older_than_plan", f"made {behind / SECOND:.3f} s ago")
         else:
             self._command, self._command_ns = (stamp, numbers), now_ns()
+            self._command_step = self._flight.step
             if not self._paced:
                 self._advance(self._input(numbers))
 
     def _on_tick(self) -> None:
         if not self._started or self._command is None or self._over:
             return
-        stamp, numbers = self._command
-        age = (now_ns() - self._command_ns) * self.bundle.period / self._tick_s
+        now, (stamp, numbers) = now_ns(), self._command
+        if now - self._tick_ns < 0.5e9 * self._tick_s:
+            return  # a burst after a pause of this process: the vehicle paused as well
+        self._tick_ns = now
         if self.lockstep:
             if stamp == self._flight.step * self.period_ns:
                 self._advance(self._input(numbers))
-        elif age > AGE_PERIODS * self.period_ns:
+        elif self._flight.step - self._command_step > AGE_PERIODS:
             self.count("command_aged_out", "stop action instead: the shield is silent")
             self._advance(self._stop_action())
         else:

@@ -41,12 +41,14 @@ class Vehicle:
         stack.connected(self.estimate)
         stack.connected(self.shield)
         stack.until(lambda: stack.node.count_publishers("fcu/setpoint"))
-        stack.spin(0.3)
+        stack.spin(0.5)
 
     def state(self, stamp, numbers=HOVER):
-        count = len(self.states)
-        self.estimate.publish(self.odometry.pack(stamp, numbers))
-        self.stack.until(lambda: len(self.states) > count, 5.0)
+        count, end = len(self.states), time.monotonic() + 10.0
+        while len(self.states) == count:
+            assert time.monotonic() < end, self.bridge.text
+            self.estimate.publish(self.odometry.pack(stamp, numbers))  # best effort: again
+            self.stack.spin(0.1)
 
     def command(self, stamp, numbers=COMMAND, wire=None):
         self.shield.publish((wire or self.twist).pack(stamp, numbers))

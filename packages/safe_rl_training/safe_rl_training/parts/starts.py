@@ -44,9 +44,8 @@ def rotate_by(vector: Tensor, q: Tensor) -> Tensor:
 def _powerloop(task: Powerloop, t: Tensor, kind: Tensor, generator: torch.Generator) -> Tensor:
     width = torch.where(kind < NEAR, 0.15, 1.0)
     cut = (kind >= NEAR) & (kind < NEAR + CUT)
-    # Cut: left behind by up to half a lap, below the ceiling, slower, half way to upright.
-    behind = torch.where(cut, _uniform(t, 0.0, 0.5, generator), 0.0)
-    ref = task.reference(t - behind * task.lap)
+    # Cut: below the ceiling, slower, and anywhere between the reference attitude and upright.
+    ref = task.reference(t)
     p, v, q = ref[:, 0:3], ref[:, 3:6], ref[:, 6:10]
     lower = torch.minimum(p[:, 2:3], _uniform(t, 2.0, 3.0, generator))
     p = torch.cat((p[:, 0:2], torch.where(cut, lower, p[:, 2:3])), -1)

@@ -1,0 +1,1 @@
+"""What the benchmarks share: machine, timing, tables, flops, and a neural backup policy."""
