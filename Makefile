@@ -62,8 +62,7 @@ bench: setup-bench
 	@$(TEST_ENV) $(BIN)/python benchmarks $(ARGS)
 
 lint: setup-lint
-	@$(BIN)/ruff check .
-	@$(BIN)/pyright
+	@$(BIN)/ruff check . ; r=$$?; $(BIN)/pyright && exit $$r
 
 setup-run setup-test setup-bench setup-lint:
 	@if [ -z "$(PYTHON)" ]; then \

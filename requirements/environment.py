@@ -71,26 +71,30 @@ def check_machine() -> None:
 
 
 def make_venv() -> None:
-    """Create .venv, or create it again when it was moved: its scripts name their own place."""
-    place = VENV / "place"
-    if PYTHON.exists() and place.exists() and place.read_text() == str(VENV):
-        return
-    if place.exists():
-        say(f"{VENV} came from {place.read_text()}: making it again")
+    """Create .venv; again when it has moved (its scripts name their place) or changes Python."""
+    version = ".".join(platform.python_version_tuple()[:2])
+    note, wanted = VENV / "place", f"{VENV} with Python {version}"
+    if note.exists():
+        if PYTHON.exists() and note.read_text() == wanted:
+            return
+        say(f"making {VENV} again: it was {note.read_text()}")
         for path in VENV.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
     say(f"virtual environment in .venv with Python {platform.python_version()}")
     # Not from within another virtual environment, whose libraries would come along.
     base = getattr(sys, "_base_executable", sys.executable)
     done = subprocess.run([base, "-m", "venv", str(VENV)], capture_output=True, text=True)
     if done.returncode:
-        name = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
         raise SetupError(
             f"{base} -m venv failed:\n{done.stdout}{done.stderr}\n"
-            f"On Debian and Ubuntu this module is a package of its own: apt install {name}"
+            f"On Debian and Ubuntu this module is a package of its own: "
+            f"apt install python{version}-venv"
         )
     NOTES.mkdir(parents=True, exist_ok=True)
-    place.write_text(str(VENV))
+    note.write_text(wanted)
 
 
 def pip(what: str, *words: str) -> None:

@@ -78,6 +78,8 @@ def lock(interpreters: Sequence[str], scratch: Path) -> None:
     empty.write_text("")
     constraints = empty
     resolved: dict[str, dict[str, Pins]] = {}
+    sets = {layer: LAYERS[: i + 1] for i, layer in enumerate(LAYERS)}
+    sets |= {extra: (*LAYERS, extra) for extra in EXTRAS}
     for interpreter in interpreters:
         venv = scratch / interpreter
         subprocess.run([interpreter, "-m", "venv", str(venv)], check=True)
@@ -86,8 +88,6 @@ def lock(interpreters: Sequence[str], scratch: Path) -> None:
             [str(python), "-m", "pip", "install", "--quiet", "--upgrade", "pip"], check=True
         )
         version = interpreter.rpartition("python")[2]
-        sets = {layer: LAYERS[: i + 1] for i, layer in enumerate(LAYERS)}
-        sets |= {extra: (*LAYERS, extra) for extra in EXTRAS}
         for title, names in reversed(list(sets.items())):
             pins = resolve(python, names, constraints)
             resolved.setdefault(title, {})[version] = pins

@@ -267,4 +267,4 @@ def test_an_incompatible_publisher_is_named_with_the_remedy():
         stack.publisher(Odometry, "odom", qos.best_effort())
         shield = stack.start("backup_shield_node.node", bundle=BUNDLE, lockstep=True)
         shield.says("RELIABILITY")
-        assert "probe (BEST_EFFORT" in shield.text and "same reliability" in shield.text
+        assert "(BEST_EFFORT, " in shield.text and "same reliability" in shield.text

@@ -238,17 +238,15 @@ class Shield:
             chosen = _Candidate(backup.action, backup.plan, reason, 0.0)
             return self._commit(chosen, Verdict.BACKUP, proposal, slope, clock, qp_used)
         begin = perf_counter_ns()
-        fresh = _Candidate(backup.action.copy(), backup.plan, Reason.OUTSIDE_IMPLICIT_SET, 0.0)
-        least = backup.plan.least
         following = self._next_element(x)
-        continued = self.kernel.verify(x, following)
+        options = (
+            _Candidate(backup.action.copy(), backup.plan, Reason.OUTSIDE_IMPLICIT_SET, 0.0),
+            _Candidate(following, self.kernel.verify(x, following), Reason.PLAN_CONTINUED, 0.0),
+        )
         clock.verify += perf_counter_ns() - begin
-        if continued.least > least:
-            chosen = _Candidate(following, continued, Reason.PLAN_CONTINUED, 0.0)
-            self._index += 1
-            return self._result(chosen, Verdict.BACKUP, proposal, slope, clock, qp_used)
         self._index += 1
-        return self._result(fresh, Verdict.BACKUP, proposal, slope, clock, qp_used)
+        chosen = max(options, key=lambda candidate: candidate.plan.least)
+        return self._result(chosen, Verdict.BACKUP, proposal, slope, clock, qp_used)
 
     def _commit(
         self,

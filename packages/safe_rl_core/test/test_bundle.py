@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,16 @@ def test_a_name_is_found_in_an_installed_prefix(copy: Path, monkeypatch: pytest.
     shutil.copytree(copy, prefix / "share" / "safe_rl_models" / "mine")
     monkeypatch.setenv("AMENT_PREFIX_PATH", str(prefix))
     assert Bundle.load("mine").robot == "unicycle"
+
+
+def test_a_policy_of_another_robot_with_the_same_sizes_is_refused(
+    copy: Path, unicycle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BundleError, match="was trained for 'unicycle', the bundle is for 'boat'"):
+        Policy(replace(unicycle, robot="boat"))
+
+
+def test_the_policy_says_where_it_comes_from(bundle: Bundle) -> None:
+    metadata = Policy(bundle).metadata
+    assert metadata["robot"] == bundle.robot
+    assert {"seed", "git_commit", "command", "duration_s", "hardware"} <= set(metadata)

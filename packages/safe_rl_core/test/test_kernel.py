@@ -122,3 +122,30 @@ def test_wrong_number_of_theorem_parameters(unicycle: Bundle) -> None:
 
     with pytest.raises(KernelError, match="theorem parameters"):
         Kernel(unicycle.compiled, np.zeros(3), 10)
+
+
+def test_a_new_program_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    program, calls = load("unicycle_lane").program, []
+    compiled = build._compile
+    monkeypatch.setattr(build, "_compile", lambda *a: (calls.append(a), compiled(*a)))
+    assert build.library(program) == build.library(program)
+    assert len(calls) == 1
+    assert build.library(program).is_relative_to(tmp_path / "safe_rl" / "kernels")
+
+
+def test_the_ziglang_wheel_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: name)
+    assert build.compiler()[1:] == ("-m", "ziglang", "cc")
+
+
+def test_a_machine_that_does_not_tell_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path) -> str:
+        raise OSError
+
+    build._cpu_flags.cache_clear()
+    monkeypatch.setattr(build.Path, "read_text", fail)
+    assert build._cpu_flags() == frozenset()
+    build._cpu_flags.cache_clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,21 @@ def test_wrong_requests(unicycle: Bundle, quadrotor: Bundle) -> None:
         run_episode(unicycle, ModelPlant(quadrotor), lambda x, t: None, None, steps=1, seed=0)
     with pytest.raises(PlantError, match="x0 must have shape"):
         ModelPlant(unicycle).reset(0, np.zeros(2))
+
+
+@pytest.mark.parametrize("kind", ["onnx", "random"])
+def test_the_other_proposers_stay_in_shape(unicycle: Bundle, kind: str) -> None:
+    propose = make_proposer(kind, unicycle, np.random.default_rng(0))
+    assert propose(np.array([0.0, 0.1, 0.0, 5.0]), 0.3).shape == (2,)
+
+
+def test_a_robot_without_a_way_out_is_said_to_be_one(unicycle: Bundle) -> None:
+    hopeless = replace(unicycle, margins=dict.fromkeys(unicycle.safe_set_names, 50.0))
+    with pytest.raises(PlantError, match="no state of unicycle_lane's operating box"):
+        recoverable_state(hopeless, np.random.default_rng(0))
+
+
+def test_an_unshielded_nonsense_proposal_stops_the_robot(instant: Bundle) -> None:
+    start = np.array([0.0, 0.0, 0.0, 5.0])
+    log = run_episode(instant, ModelPlant(instant), lambda x, t: None, None, steps=2, seed=0, x0=start)
+    assert np.array_equal(log.u_safe, np.tile(instant.stop_action, (2, 1)))

@@ -25,6 +25,9 @@ return v8 v4
 """
 
 
+LAYER = (Instruction("input", name="x"), Instruction("dense", (0,), name="l"))
+
+
 def test_hand_worked_values() -> None:
     program = Program(parse(HAND), {})
     x, u = np.array([[1.0, 0.25], [2.0, 8.0]]), np.array([[1.0], [1.0]])
@@ -109,6 +112,43 @@ def test_missing_weights_and_wrong_shapes_are_refused() -> None:
         Program(functions, {})
     with pytest.raises(ProgramError, match=r"expected \(rows, 1\)"):
         Program(functions, {"l.weight": np.ones((1, 2)), "l.bias": np.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "message"),
+    [
+        ((Instruction("magic"),), (0,), "unknown operation"),
+        ((Instruction("neg", (0,)),), (0,), "not defined before it"),
+        ((*LAYER, Instruction("neg", (1,))), (2,), "must be taken apart"),
+        ((*LAYER, Instruction("element", (1,), index=5)), (2,), "no component 5 of layer"),
+        ((*LAYER,), (1,), "returns a value that is not a number"),
+        ((Instruction("input", name="x"),), (4,), "returns a value that is not a number"),
+        (
+            (Instruction("input", name="x"), Instruction("dense", (0,), name="l", activation="wow")),
+            (0,),
+            "activation 'wow'",
+        ),
+    ],
+)
+def test_malformed_functions_are_refused(body: tuple, outputs: tuple, message: str) -> None:
+    weights = {"l.weight": np.ones((2, 1)), "l.bias": np.zeros(2)}
+    with pytest.raises(ProgramError, match=message):
+        Program({"f": Function("f", (("x", 1),), body, outputs)}, weights)
+
+
+def test_weights_survive_the_file(tmp_path: Path) -> None:
+    body = (*LAYER, Instruction("element", (1,), index=1))
+    weights = {"l.weight": np.array([[0.1], [0.2]]), "l.bias": np.array([0.3, 0.4])}
+    program = Program({"f": Function("f", (("x", 1),), body, (2,))}, weights)
+    program.save(tmp_path / "p.txt")
+    again = Program.load(tmp_path / "p.txt")
+    assert again.hash == program.hash
+    assert again("f", np.array([2.0])).tolist() == [0.2 * 2.0 + 0.4]
+
+
+def test_an_empty_file_is_refused() -> None:
+    with pytest.raises(ProgramError, match="got 'an empty file'"):
+        parse("")
 
 
 def test_calls_with_wrong_arrays_say_what_was_expected() -> None:

@@ -61,7 +61,7 @@ class StackNode(LifecycleNode):
         self._diagnostics = self.create_publisher(
             DiagnosticArray, topics.DIAGNOSTICS, qos.reliable()
         )
-        self.create_timer(1.0, self._publish_diagnostics, clock=self.steady)
+        self.create_timer(1.0, self.diagnose, clock=self.steady)
 
     # ---- for subclasses to fill in
 
@@ -231,7 +231,8 @@ class StackNode(LifecycleNode):
         self._qos_error = qos.mismatch(topic, info.last_policy_kind, profile, others)
         self.get_logger().error(self._qos_error)
 
-    def _publish_diagnostics(self) -> None:
+    def diagnose(self) -> None:
+        """Publish the state of this node on `/diagnostics`; a timer does it once a second."""
         if self._qos_error:
             level, text = diagnostics.ERROR, self._qos_error
         elif self.active:

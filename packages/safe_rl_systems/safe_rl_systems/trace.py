@@ -214,6 +214,7 @@ def _replay(
 ) -> Objects:
     env: dict[torch.fx.Node, Any] = {}
     remaining = iter(inputs)
+    result: Any = None
 
     def resolve(item: Any) -> Any:
         if isinstance(item, torch.fx.Node):
@@ -228,12 +229,12 @@ def _replay(
         elif node.op == "get_attr":
             env[node] = _constants(getattr(graph, str(node.target)), builder)
         elif node.op == "output":
-            return np.asarray(resolve(node.args[0]), object)
+            result = resolve(node.args[0])
         elif node.target is operator.getitem:
             env[node] = resolve(node.args[0])[node.args[1]]
         else:
             env[node] = _operation(node, builder, resolve(list(node.args)), dict(node.kwargs), name)
-    raise ProgramError(f"'{name}': the traced graph returns nothing")
+    return np.asarray(result, object)
 
 
 def _operation(

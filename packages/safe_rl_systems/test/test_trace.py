@@ -13,7 +13,7 @@ from safe_rl_core.errors import ModelError, ProgramError
 from safe_rl_core.kernel import Compiled
 from safe_rl_core.kernel.kernel import self_test_points
 from safe_rl_core.program import Program
-from safe_rl_systems.build import robot_program, write_bundle
+from safe_rl_systems.build import main, robot_program, write_bundle
 from safe_rl_systems.control_affine import dynamics
 from safe_rl_systems.robot import ROBOTS
 from safe_rl_systems.trace import trace, trace_program
@@ -132,6 +132,14 @@ def _unicycle_functions() -> dict:
         lambda x: torch.stack((x.sum(), (x * x).sum(), x.abs().sum(), torch.floor(3 * x).sum())),
         lambda x: (torch.tensor([[1.0, 2, 0, 0], [0, 1, 0, 3], [0, 0, 1, 0], [4, 0, 0, 1]]).double() @ x) / (1.0 + x.square()).sqrt(),
         lambda x: torch.cat((x[1:3], x[:1], torch.sign(x[3:]))).reshape(2, 2).t().reshape(4),
+        lambda x: x.clamp(max=0.2) + x.clamp(min=-0.1) + (x + 1.0) ** 0.5 + 1.0 / (x + 2.0),
+        lambda x: torch.clamp_max(x, 0.1) + torch.clamp(x, None, 0.3) + torch.relu(x) + torch.tanh(x),
+        lambda x: torch.outer(x, x).permute(1, 0).sum(0) + torch.outer(x, x).sum(-1, keepdim=True)[:, 0],
+        lambda x: (x.unsqueeze(0) @ (torch.outer(x, x) + 1.0)).squeeze(0),
+        lambda x: torch.addmv(x, torch.outer(x, x), x) + torch.dot(x, x),
+        lambda x: torch.where(torch.logical_or(x > 0.0, torch.logical_not(x < -0.5)), x, -x),
+        lambda x: torch.where(torch.tensor([True, False, True, False]), x, 2.0 * x),
+        lambda x: x.expand(3, 4).transpose(0, 1)[:, 1] + torch.zeros(4).double() + torch.ones(4).double(),
         lambda x: torch.minimum(x, torch.zeros_like(x)) + torch.maximum(x, torch.ones_like(x)),
     ],
 )
@@ -140,6 +148,37 @@ def test_operations(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
     for x in np.random.default_rng(0).uniform(-0.9, 0.9, (20, 4)):
         exact = function(torch.from_numpy(x)).numpy()
         assert np.allclose(program("f", x), exact, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda y: torch.tanh(y[:5]),
+        lambda y: torch.tanh(torch.tanh(y)),
+        lambda y: torch.tanh(torch.cat((y[1:], y[:1]))),
+        lambda y: torch.relu(2.0 * y),
+        lambda y: torch.tanh(y.reshape(4, 4)).sum(0),
+        lambda y: (y[:2].unsqueeze(0) @ torch.ones(2, 3).double()).squeeze(0),
+    ],
+)
+def test_an_activation_that_is_not_the_layers_own_stays_apart(head: Callable) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(16, 8, dtype=torch.float64)
+    weights: dict = {}
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return head(weight @ x)
+
+    program = Program({"f": trace("f", function, (("x", 8),), weights)}, weights)
+    x = np.random.default_rng(0).normal(size=(20, 8))
+    exact = np.array([function(torch.from_numpy(row)).numpy() for row in x])
+    assert np.allclose(program("f", x), exact, rtol=1e-13, atol=1e-13)
+
+
+def test_a_layer_used_twice_is_stored_once() -> None:
+    weight, weights = torch.randn(16, 8, dtype=torch.float64), {}
+    trace("f", lambda x: weight @ x + weight @ (2.0 * x), (("x", 8),), weights)
+    assert sorted(weights) == ["f.0.bias", "f.0.weight"]
 
 
 def test_equal_expressions_are_shared_and_unused_ones_dropped() -> None:
@@ -155,6 +194,7 @@ def test_equal_expressions_are_shared_and_unused_ones_dropped() -> None:
         (lambda x: x if x.sum() > 0 else -x, "'f' cannot be traced"),
         (lambda x: x * x.sum().item(), "'f' cannot be traced"),
         (lambda x: torch.add(x, x, alpha=2), "with alpha"),
+        (lambda x: torch.where(x > 0, x, 1j * x).real, "got complex"),
     ],
 )
 def test_what_it_does_not_know_is_refused_by_name(function: Callable, message: str) -> None:
@@ -173,3 +213,16 @@ def test_a_written_bundle_loads(tmp_path: Path) -> None:
     again = write_bundle(ROBOTS["unicycle_lane"](), policy, "# card\n", tmp_path)
     assert bundle.hash == again.hash
     assert bundle.margins == ROBOTS["unicycle_lane"]().margins
+
+
+def test_the_command_line_writes_a_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    card = tmp_path / "CARD.md"
+    card.write_text("# card")
+    policy = MODELS / "unicycle_lane" / "policy.onnx"
+    words = ["build", "unicycle_lane", "--policy", str(policy), "--card", str(card), "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", words)
+    main()
+    assert "certificate: none (nominal)" in capsys.readouterr().out
+    assert Bundle.load(tmp_path / "unicycle_lane").name == "unicycle_lane"

@@ -25,6 +25,7 @@ import math
 import numpy as np
 from geometry_msgs.msg import Twist, TwistStamped
 from nav_msgs.msg import Odometry
+from rclpy.duration import Duration
 from safe_rl_core.errors import SafeRLError
 from safe_rl_ros import diagnostics, qos, topics
 from safe_rl_ros.convert import MessageFault, Numbers, codecs
@@ -149,6 +150,7 @@ class HardwareNode(StackNode):
         """An armed vehicle gets its stop action before the bridge falls silent."""
         if self.armed:
             self._send_stop()
+            self._vehicle_out.wait_for_all_acked(Duration(seconds=0.2))
             self.armed = False
 
     def health(self) -> tuple[bytes, str]:

@@ -135,6 +135,7 @@ class SimNode(StackNode):
             if missing:
                 return
             self._started, self._since_ns = True, now
+            self.diagnose()
             self._publish_state()
         elif given_up:
             self._end(
@@ -233,6 +234,7 @@ class SimNode(StackNode):
             f"{dict(self.counts) or 'nothing odd'}",
             flush=True,
         )
+        self.diagnose()
         for out in (self._odom_out, self._truth_out, self._clock_out):
             out.wait_for_all_acked(Duration(seconds=0.5))
         if problem or self.param("exit_when_done"):
@@ -247,8 +249,13 @@ class SimNode(StackNode):
         return diagnostics.OK, f"period {self._flight.step} of {self._flight.steps}"
 
     def details(self) -> dict[str, object]:
-        """Simulated time and the worst margin up to the last lap."""
-        return {"t": self._flight.step * self.bundle.period, "worst_margin": self._flight.worst}
+        """What is being simulated, how far it is, and the worst margin up to the last lap."""
+        return {
+            **{name: self.param(name) for name in ("plant", "seed", "noise", "delay_steps")},
+            "laps": self._flight.laps,
+            "t": self._flight.step * self.bundle.period,
+            "worst_margin": self._flight.worst,
+        }
 
 
 def main() -> int:

@@ -14,17 +14,17 @@ import safe_rl_systems
 
 import safe_rl_training
 
-# Namespaces whose code decides what is learned.
+# The packages whose code decides what is learned.
 _PACKAGES = (safe_rl_systems, safe_rl_training)
+_ROOTS = tuple(Path(str(package.__file__)).parent for package in _PACKAGES)
 
 
 def source_hash() -> str:
     """sha256 over all Python files of the packages that define and train a robot."""
     digest = hashlib.sha256()
-    for package in _PACKAGES:
-        root = Path(str(package.__file__)).parent
+    for root in _ROOTS:
         for path in sorted(root.rglob("*.py")):
-            digest.update(f"{package.__name__}/{path.relative_to(root).as_posix()}\n".encode())
+            digest.update(f"{path.relative_to(root.parent).as_posix()}\n".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -57,8 +57,11 @@ def hardware() -> str:
 
 
 def provenance(command: str, seed: int, threads: int, duration: float) -> dict[str, str]:
-    """The facts of one training run. `duration` in s of wall time, compilation included."""
-    status = _git("status", "--porcelain")
+    """The facts of one training run; `git_dirty` is about the sources that are hashed.
+
+    `duration` is wall time in s, compilation included.
+    """
+    status = _git("status", "--porcelain", "--", *(str(root) for root in _ROOTS))
     return {
         "command": command,
         "seed": str(seed),
