@@ -8,6 +8,7 @@ REALTIME ?= 0
 GUI      ?= 0
 ARGS     ?=
 TESTS    ?=
+BENCH    ?= $(notdir $(basename $(wildcard benchmarks/*.py)))
 
 VENV := $(CURDIR)/.venv
 BIN  := $(VENV)/bin
@@ -40,13 +41,15 @@ TEST_ENV = AMENT_PREFIX_PATH="$(VENV)" ROS_PYTHON_CHECK_FIELDS=1 \
 	ROS_DOMAIN_ID="$${ROS_DOMAIN_ID:-$$((1 + $$$$ % 100))}"
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench lint clean setup-run setup-test setup-bench setup-lint
+.PHONY: help run test bench train lint clean
+.PHONY: setup-run setup-test setup-bench setup-train setup-lint
 
 help:  ## this list
 	@echo "make run    fly, record and judge; ROBOT=quadrotor|unicycle SEED=0 LAPS=5 REALTIME=1"
 	@echo "            GUI=1 PLANT=sim|model ARGS='...' (see .venv/bin/safe-rl fly --help)"
 	@echo "make test   all tests; TESTS='packages/safe_rl_core' ARGS='-k shield' for some"
-	@echo "make bench  measure the shield and the ROS chain beside their peers"
+	@echo "make bench  measure the shield and the ROS chain beside their peers; BENCH='a b' for some"
+	@echo "make train  train a tracker into runs/; ROBOT=... SEED=..."
 	@echo "make lint   ruff and pyright"
 	@echo "make clean  remove .venv and what tools left; runs/ stays"
 	@echo
@@ -59,12 +62,17 @@ test: setup-test
 	@$(TEST_ENV) $(BIN)/pytest $(TESTS) $(ARGS)
 
 bench: setup-bench
-	@$(TEST_ENV) $(BIN)/python benchmarks $(ARGS)
+	@for script in $(BENCH); do \
+	echo "benchmarks/$$script.py $(ARGS)"; \
+	$(TEST_ENV) $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; done
+
+train: setup-train
+	@$(BIN)/python -m safe_rl_training.tracker $(ROBOT) --seed $(SEED) --out runs/train-$(ROBOT)-$(SEED) $(ARGS)
 
 lint: setup-lint
 	@$(BIN)/ruff check . ; r=$$?; $(BIN)/pyright && exit $$r
 
-setup-run setup-test setup-bench setup-lint:
+setup-run setup-test setup-bench setup-train setup-lint:
 	@if [ -z "$(PYTHON)" ]; then \
 	echo "set-up: expected Python 3.10 or 3.11, found: $$(python3 --version 2>&1);" \
 	"install one (apt install python3.11 python3.11-venv) or name one: make run PYTHON=..." >&2; \

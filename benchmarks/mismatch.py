@@ -73,9 +73,7 @@ def fly(variant: Variant, seeds: int, noise: float) -> dict[str, float | str | i
     for seed in range(seeds):
         with make_plant(bundle.robot, seed=seed, noise=noise) as plant:
             start = initial_state(bundle, np.random.default_rng(seed))
-            log = run_episode(
-                bundle, plant, propose, shield, steps=steps, seed=seed, x0=start
-            )
+            log = run_episode(bundle, plant, propose, shield, steps=steps, seed=seed, x0=start)
         flights.append(summarise(bundle, log))
     return {
         "variant": variant.name,

@@ -1,6 +1,6 @@
 """Make `.venv` fit the checkout: wheels as pinned, our packages as they are on disk now.
 
-    python3.11 requirements/environment.py run     what `make run` calls; also test, bench, lint
+    python3.11 requirements/environment.py run   what `make run` calls; also test, train, bench, lint
 
 What is already right is left alone (told by hashes kept in .venv), so a second call takes a
 fraction of a second. Needs only a bare Python: of 3.10 or 3.11, or 3.12 with a C++ compiler.
@@ -31,6 +31,7 @@ WORKSHOP = ("safe_rl_systems", "safe_rl_training")
 GOALS = {
     "run": (("robot", "ros", "sim"), (), ROBOT),
     "test": (("robot", "ros", "sim", "test"), ("torch",), ROBOT + WORKSHOP),
+    "train": (("robot", "ros", "sim", "test"), ("torch",), ROBOT + WORKSHOP),
     "bench": (("robot", "ros", "sim", "test", "bench"), ("torch",), ROBOT + WORKSHOP),
     "lint": (("robot", "ros", "sim", "test", "lint"), ("torch",), ROBOT + WORKSHOP),
 }

@@ -43,7 +43,7 @@ _PARTIAL = {
 _CHOICE = {"min": "{0} <= {1}", "max": "{0} >= {1}", "where": "{0} != 0.0"}
 
 
-@numba.njit(fastmath=True, inline="always")
+@numba.njit(fastmath=True, error_model="numpy")
 def _dense(weight: Array, bias: Array, squash: int, x: Array, out: Array) -> None:
     """out (C, rows) = activation of weight.T x + bias; row 0 the value, the others tangents."""
     columns, size = x.shape
@@ -165,7 +165,7 @@ def _jitted(program: Program, name: str, seeded: Sequence[str], directions: int)
     scope: dict[str, Any] = {"math": math, "np": np, "dense": _dense, **writer.constants}
     # The source is made above from a checked program; numba needs it as a function.
     exec(compile(writer.source, f"<numba {name}>", "exec"), scope)
-    return numba.njit(fastmath=True)(scope[name])
+    return numba.njit(fastmath=True, error_model="numpy")(scope[name])
 
 
 _ROLLOUT = """
@@ -197,7 +197,7 @@ def rollout(x, horizon, keep_safe, keep_base, scale, margin, states, a, b):
 """
 
 
-@numba.njit(fastmath=True)
+@numba.njit(fastmath=True, error_model="numpy")
 def _write(
     r: int, row: Array, room: float, keep: float, u_b: Array, scale: Array, a: Array, b: Array
 ) -> None:
@@ -226,7 +226,7 @@ def rows(bundle: Bundle) -> Callable[[Array], tuple[Array, ...]]:
     safe, base = len(bundle.safe_set_names), len(bundle.base_set_names)
     sizes: Mapping[str, int] = {"n": n, "m": m, "safe": safe, "base": base}
     exec(compile(_ROLLOUT.format(**sizes), "<numba rollout>", "exec"), scope)
-    rollout = numba.njit(fastmath=True)(scope["rollout"])
+    rollout = numba.njit(fastmath=True, error_model="numpy")(scope["rollout"])
     count = (bundle.horizon + 1) * safe + base
     states = np.zeros((bundle.horizon + 1, m + 2, n))
     a, b = np.zeros((count, m)), np.zeros(count)

@@ -52,7 +52,7 @@ def neural_robot(name: str, steps: int = STEPS, say: Callable[[str], None] = pri
     base = robot.base_controller
     assert isinstance(base, LinearFeedback)
     recovery = imitate(robot, steps, say)
-    level = float(getattr(robot.base_set, "level"))
+    level = float(robot.base_set.level)
     return replace(robot, backup_policy=SwitchedBackup(base, level, recovery))
 
 

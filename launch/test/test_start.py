@@ -50,3 +50,20 @@ def test_a_bundle_that_does_not_exist_ends_the_stack_with_the_reason(tmp_path: P
     assert done.returncode not in (0, 4)
     assert "no_such_bundle" in done.stdout
     assert others() <= before
+
+
+BLOCKED = """
+import sys
+for name in ("torch", "pybullet", "matplotlib", "PIL", "mcap_ros2"):
+    sys.modules[name] = None
+from safe_rl.cli import main
+sys.exit(main(["launch", "--help"]))
+"""
+
+
+def test_launch_needs_neither_simulator_nor_report_on_the_robot(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED], cwd=tmp_path, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--plant" in done.stdout

@@ -1,7 +1,7 @@
 """The run-time half of safe_rl: programs, kernels, shield. No torch, no rclpy.
 
-    from safe_rl_core import Bundle, Shield
-    result = Shield(Bundle.load("models/quadrotor_powerloop")).step(x, u)
+from safe_rl_core import Bundle, Shield
+result = Shield(Bundle.load("models/quadrotor_powerloop")).step(x, u)
 """
 
 from safe_rl_core.bundle import Bundle

@@ -1,8 +1,8 @@
 """Proposers that try to break the shield.
 
-`adversarial` draws, episode by episode, one of five ways to be bad: the corner of the input box whose
-plan comes closest to the boundary; a random corner held for random durations; a proposal far outside
-of the box; uniform noise; values that are not numbers, mixed with corners.
+`adversarial` draws, episode by episode, one of five ways to be bad: the corner of the input box
+whose plan comes closest to the boundary; a random corner held for random durations; a proposal far
+outside of the box; uniform noise; values that are not numbers, mixed with corners.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A bundle: everything that one shielded robot consists of, in one folder, bound by hashes.
 
-    bundle.yaml    names, units, bounds, period, theorem parameters, certificate (see models/README)
-    program.txt    the traced mathematics (program.py); program.weights.npz holds network weights
-    policy.onnx    the task policy, normalisation inside
+    bundle.yaml    names, units, bounds, period, theorem parameters, certificate (see
+    models/README) program.txt    the traced mathematics (program.py); program.weights.npz holds
+    network weights policy.onnx    the task policy, normalisation inside
     CARD.md        for people: what it is, how it was made, what is known about it
     SHA256SUMS     the hash of every file above; its own hash is the bundle's
 

@@ -1,4 +1,4 @@
-"""The exceptions of safe_rl. Each message says what was expected, what came and what to do next."""
+"""The exceptions of safe_rl: each says what was expected, what came and what to do next."""
 
 
 class SafeRLError(Exception):

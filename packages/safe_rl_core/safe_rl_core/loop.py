@@ -1,4 +1,4 @@
-"""The closed loop without ROS: plant, proposer, shield, log. Tests, benches and trainers use it."""
+"""The closed loop without ROS: plant, proposer, shield, log."""
 
 from __future__ import annotations
 

@@ -5,8 +5,9 @@
 The rows of neighbouring nodes are almost parallel, which costs a first-order solver thousands of
 iterations, so OSQP never sees them all: it gets the most violated row, then, if another is still
 violated, that one too (row generation). OSQP's multipliers say which rows are active; on those the
-answer is computed exactly, and accepted only if every row and the box hold to 1e-9 (kernel.repair).
-If that fails, the exact active-set method decides over all rows. No slack variable exists.
+answer is computed exactly, and accepted only if every row and the box hold to 1e-9
+(kernel.repair). If that fails, the exact active-set method decides over all rows. There is no
+slack variable.
 """
 
 from __future__ import annotations

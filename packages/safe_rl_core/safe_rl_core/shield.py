@@ -1,8 +1,8 @@
 """The shield: every control period, one action that keeps a way back to the base set.
 
 Notation (see kernel/rollout.c): u_b = pi_b(x) is the backup action, and the plan of an action u is
-u followed by N periods of the backup policy from F(x, u). A plan is *verified* when every node of it
-keeps every safe row's margin and its last node lies in the base set.
+u followed by N periods of the backup policy from F(x, u). A plan is *verified* when every node of
+it keeps every safe row's margin and its last node lies in the base set.
 
 An action takes effect `delay_steps` periods after the state it was computed from, so the state is
 first moved by the actions that are still pending (`predict`); x below is that predicted state.
@@ -10,9 +10,9 @@ first moved by the actions that are still pending (`predict`); x below is that p
 Guarantee (nominal): if the plant is exactly x⁺ = F(x, u) with that delay, the state is known
 exactly, the base set is invariant under the base controller, and the first predicted state has a
 verified backup plan, then every action that `step` returns leads to a state that again has one,
-whatever is proposed and whatever the solver answers; so from then on the sampled states never leave
-the safe set. Nothing is claimed between the samples, nor under disturbance or model error: there
-the margins in the bundle are empirical.
+whatever is proposed and whatever the solver answers; so from then on the sampled states never
+leave the safe set. Nothing is claimed between the samples, nor under disturbance or model error:
+there the margins in the bundle are empirical.
 
 Why: the returned action is one whose own plan was verified. One step later that plan, continued by
 the base controller, is the backup plan of the new state.
@@ -192,9 +192,7 @@ class Shield:
         """
         return self._continue(x, Reason.STATE_UNKNOWN, None, _Clock(perf_counter_ns()))
 
-    def _nearest(
-        self, rows: Rows, proposal: Array, clock: _Clock
-    ) -> tuple[Array | None, Reason]:
+    def _nearest(self, rows: Rows, proposal: Array, clock: _Clock) -> tuple[Array | None, Reason]:
         """The proposal itself if it meets every row and the box, else its projection."""
         begin = perf_counter_ns()
         v_d = proposal / self._scale

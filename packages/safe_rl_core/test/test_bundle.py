@@ -125,7 +125,9 @@ def test_an_unknown_name_lists_the_places(monkeypatch: pytest.MonkeyPatch, tmp_p
         Bundle.load("nothing")
 
 
-def test_a_name_is_found_in_an_installed_prefix(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_found_in_an_installed_prefix(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prefix = copy.parent / "prefix"
     shutil.copytree(copy, prefix / "share" / "safe_rl_models" / "mine")
     monkeypatch.setenv("AMENT_PREFIX_PATH", str(prefix))

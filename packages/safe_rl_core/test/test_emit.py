@@ -29,7 +29,13 @@ return v0 v1
 def zoo() -> str:
     """A `step` that uses every scalar operation on values inside of its domain."""
     lines = ["function step(x:2, u:1)", "v0 = input x 0", "v1 = input x 1", "v2 = input u 0"]
-    lines += ["v3 = const 0.4", "v4 = mul v0 v3", "v5 = const 2.5", "v6 = add v1 v5", "v7 = mul v2 v3"]
+    lines += [
+        "v3 = const 0.4",
+        "v4 = mul v0 v3",
+        "v5 = const 2.5",
+        "v6 = add v1 v5",
+        "v7 = mul v2 v3",
+    ]
     lines += ["v8 = const inf", "v9 = const -inf", "v10 = const 3.0", "v11 = sub v10 v6"]
     total, count = "v7", 12
 

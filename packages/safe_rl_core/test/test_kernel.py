@@ -34,7 +34,9 @@ def test_rollout_equals_a_numpy_rollout(bundle: Bundle) -> None:
     rows = [*bundle.program("safe_set", nodes).reshape(-1), *bundle.program("base_set", nodes[-1])]
     assert np.allclose(plan.states, nodes, rtol=0, atol=1e-9)
     assert np.allclose(plan.h, rows, rtol=0, atol=1e-9)
-    margins = np.concatenate((np.tile(bundle.margin, bundle.horizon + 1), 0 * plan.h[-len(bundle.base_set_names):]))
+    margins = np.concatenate(
+        (np.tile(bundle.margin, bundle.horizon + 1), 0 * plan.h[-len(bundle.base_set_names) :])
+    )
     assert plan.least == pytest.approx(np.min(rows - margins), abs=1e-9)
     assert plan.worst == np.argmin(plan.h - margins)
 

@@ -48,7 +48,9 @@ def test_scores_of_a_hand_made_flight(instant: Bundle) -> None:
     assert summary["worst_margin"] == pytest.approx(math.pi / 3)
     assert summary["rmse"]["v"] == pytest.approx(0.0, abs=1e-12)
     errors = 2.5 * np.sin(2 * np.pi * np.array([0.05, 0.1, 0.15]) / 10.0)
-    slopes = np.arcsin(2.5 * 0.2 * np.pi * np.cos(2 * np.pi * np.array([0.05, 0.1, 0.15]) / 10) / 5)
+    slopes = np.arcsin(
+        2.5 * 0.2 * np.pi * np.cos(2 * np.pi * np.array([0.05, 0.1, 0.15]) / 10) / 5
+    )
     expected = -np.sum(50 * (errors / 1.8) ** 2 + 10 * (slopes / (math.pi / 3)) ** 2)
     assert summary["return"] == pytest.approx(expected)
     assert summary["shielded"] is False
@@ -87,7 +89,12 @@ def test_the_model_plant_delays_by_whole_periods(unicycle: Bundle) -> None:
 def test_same_seed_same_flight(quadrotor: Bundle) -> None:
     flights = [
         run_episode(
-            quadrotor, ModelPlant(quadrotor), Policy(quadrotor).act, Shield(quadrotor), steps=20, seed=9
+            quadrotor,
+            ModelPlant(quadrotor),
+            Policy(quadrotor).act,
+            Shield(quadrotor),
+            steps=20,
+            seed=9,
         )
         for _ in range(2)
     ]
@@ -134,5 +141,7 @@ def test_a_robot_without_a_way_out_is_said_to_be_one(unicycle: Bundle) -> None:
 
 def test_an_unshielded_nonsense_proposal_stops_the_robot(instant: Bundle) -> None:
     start = np.array([0.0, 0.0, 0.0, 5.0])
-    log = run_episode(instant, ModelPlant(instant), lambda x, t: None, None, steps=2, seed=0, x0=start)
+    log = run_episode(
+        instant, ModelPlant(instant), lambda x, t: None, None, steps=2, seed=0, x0=start
+    )
     assert np.array_equal(log.u_safe, np.tile(instant.stop_action, (2, 1)))

@@ -124,7 +124,10 @@ def test_missing_weights_and_wrong_shapes_are_refused() -> None:
         ((*LAYER,), (1,), "returns a value that is not a number"),
         ((Instruction("input", name="x"),), (4,), "returns a value that is not a number"),
         (
-            (Instruction("input", name="x"), Instruction("dense", (0,), name="l", activation="wow")),
+            (
+                Instruction("input", name="x"),
+                Instruction("dense", (0,), name="l", activation="wow"),
+            ),
             (0,),
             "activation 'wow'",
         ),

@@ -19,7 +19,11 @@ def enumerate_projection(a: np.ndarray, b: np.ndarray, v_d: np.ndarray) -> np.nd
             normals = a[list(subset)]
             if count and np.linalg.matrix_rank(normals, tol=1e-9) < count:
                 continue
-            step = normals.T @ np.linalg.solve(normals @ normals.T, b[list(subset)] - normals @ v_d) if count else 0.0
+            step = (
+                normals.T @ np.linalg.solve(normals @ normals.T, b[list(subset)] - normals @ v_d)
+                if count
+                else 0.0
+            )
             v = v_d + step
             distance = float(np.linalg.norm(v - v_d))
             if distance < best_distance and np.all(a @ v >= b - 1e-9):
@@ -27,7 +31,9 @@ def enumerate_projection(a: np.ndarray, b: np.ndarray, v_d: np.ndarray) -> np.nd
     return best
 
 
-def problem(name: str, rng: np.random.Generator, rows: int, parallel: bool, tightest: float = 0.3) -> tuple[Rows, Projection, np.ndarray, np.ndarray]:
+def problem(
+    name: str, rng: np.random.Generator, rows: int, parallel: bool, tightest: float = 0.3
+) -> tuple[Rows, Projection, np.ndarray, np.ndarray]:
     """Random unit rows written into a kernel's buffers; returns also A (rows + box) and b."""
     bundle = load(name)
     kernel = bundle.kernel()
@@ -74,7 +80,11 @@ def test_equals_the_enumeration(name: str, rows: int, parallel: bool) -> None:
 def test_the_solver_may_say_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever OSQP answers, the result is the exact projection: its answer is only a guess."""
     rng = np.random.default_rng(2)
-    for answer in (None, (np.full(2, 7.0), rng.normal(size=SLOTS + 2)), (np.zeros(2), np.zeros(SLOTS + 2))):
+    for answer in (
+        None,
+        (np.full(2, 7.0), rng.normal(size=SLOTS + 2)),
+        (np.zeros(2), np.zeros(SLOTS + 2)),
+    ):
         written, projection, a, b = problem("unicycle_lane", rng, 6, False)
         monkeypatch.setattr(projection, "_solve", lambda v_d, answer=answer: answer)
         v_d = np.array([1.5, -1.5])

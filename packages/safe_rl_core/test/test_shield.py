@@ -30,7 +30,9 @@ def shield_of(name: str) -> Shield:
 @pytest.mark.parametrize("name", NAMES)
 @given(seed=st.integers(0, 10_000), numbers=st.lists(ANYTHING, min_size=4, max_size=4))
 @settings(max_examples=60, deadline=None)
-def test_any_proposal_leads_to_a_recoverable_state(name: str, seed: int, numbers: list[float]) -> None:
+def test_any_proposal_leads_to_a_recoverable_state(
+    name: str, seed: int, numbers: list[float]
+) -> None:
     shield = shield_of(name)
     bundle = shield.bundle
     x = recoverable_state(bundle, np.random.default_rng(seed))
@@ -90,7 +92,9 @@ def test_infeasible_rows_give_the_backup(instant: Bundle, monkeypatch: pytest.Mo
     assert (result.verdict, result.reason) == (Verdict.BACKUP, Reason.QP_INFEASIBLE)
 
 
-def test_a_wrong_answer_of_the_solver_is_caught(instant: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_answer_of_the_solver_is_caught(
+    instant: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Answers that would drive off the lane are blended or replaced, never sent."""
     shield, x = Shield(instant), np.array([0.0, 1.5, 0.25, 6.0])
     assert shield.kernel.rows(x).least > 0.0
@@ -117,7 +121,10 @@ def test_outside_the_better_of_backup_and_old_plan_is_taken(instant: Bundle) -> 
     shield.step(np.array([0.0, 0.0, 0.0, 5.0]), None)
     shield._plan_inputs[1] = np.array([-5.0, -1.0])
     lost = np.array([0.0, 1.75, 0.6, 9.0])
-    fresh, old = shield.kernel.rows(lost).least, shield.kernel.verify(lost, np.array([-5.0, -1.0])).least
+    fresh, old = (
+        shield.kernel.rows(lost).least,
+        shield.kernel.verify(lost, np.array([-5.0, -1.0])).least,
+    )
     result = shield.step(lost, None)
     assert result.margin == max(fresh, old)
     assert (result.reason is Reason.PLAN_CONTINUED) == (old > fresh)
@@ -158,15 +165,21 @@ def test_before_the_first_state_it_stops(unicycle: Bundle) -> None:
 
 def test_wrong_shapes_are_wiring_mistakes(unicycle: Bundle) -> None:
     shield = Shield(unicycle)
-    with pytest.raises(ModelError, match=r"state must have shape \(4,\) = \(px, py, theta, v\), got \(3,\)"):
+    with pytest.raises(
+        ModelError, match=r"state must have shape \(4,\) = \(px, py, theta, v\), got \(3,\)"
+    ):
         shield.step(np.zeros(3), None)
-    with pytest.raises(ModelError, match=r"proposal must have shape \(2,\) = \(accel, turn_rate\)"):
+    with pytest.raises(
+        ModelError, match=r"proposal must have shape \(2,\) = \(accel, turn_rate\)"
+    ):
         shield.step(np.zeros(4), np.zeros(3))
 
 
 def test_times_and_rows_are_reported(quadrotor: Bundle) -> None:
     shield = Shield(quadrotor)
-    result = shield.step(recoverable_state(quadrotor, np.random.default_rng(4)), np.array([39.0, 18, 0, 0]))
+    result = shield.step(
+        recoverable_state(quadrotor, np.random.default_rng(4)), np.array([39.0, 18, 0, 0])
+    )
     assert set(result.times_us) == {"kernel", "qp", "verify", "total"}
     assert result.times_us["total"] >= result.times_us["kernel"] > 0.0
     assert result.critical_row.split("@")[0].removeprefix("base.") in (

@@ -113,6 +113,14 @@ class Stack:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # Asked to end, a node gives its shared memory back; killed, it would leave it behind.
+        running = [process for process in self.processes if process.running]
+        for process in running:
+            process.send(signal.SIGCONT)
+            process.send(signal.SIGINT)
+        end = time.monotonic() + 5.0
+        while any(process.running for process in running) and time.monotonic() < end:
+            time.sleep(0.02)
         for process in self.processes:
             if process.running:
                 process.send(signal.SIGKILL)

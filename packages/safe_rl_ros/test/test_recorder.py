@@ -9,10 +9,12 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2: pip install the wheels or source a setup file")
 
 from mcap.reader import make_reader
+from nav_msgs.msg import Odometry
 from safe_rl_ros import mcap_log
 from safe_rl_ros.mcap_log import McapLog
 from safe_rl_ros.stamps import SECOND, to_ns
 from safe_rl_ros.testing import Stack
+from safe_rl_ros.wire import odometry_wire
 
 BUNDLE = Path(__file__).resolve().parents[3] / "models" / "quadrotor_powerloop"
 COMPLETE = ("/odom", "/ground_truth/odom", "/cmd_ctbr_nominal", "/cmd_ctbr", "/shield/status")
@@ -76,6 +78,23 @@ def test_rosbags_reads_it_too(recording):
                 assert message.child_frame_id == "base_link"
                 seen += 1
         assert seen >= 105
+
+
+@pytest.mark.ros
+def test_what_the_middleware_drops_is_counted(tmp_path):
+    wire = odometry_wire("odom", "base_link")
+    with Stack() as stack:
+        odom = stack.publisher(Odometry, "odom")
+        recorder = stack.start(
+            "safe_rl_ros.recorder", bundle=BUNDLE, lockstep=True, output=tmp_path
+        )
+        stack.connected(odom)  # after five seconds: there is nobody else
+        stack.spin(0.5)
+        for k in (0, 1, 2, 5, 6, 9):
+            odom.publish(wire.pack(k * 20_000_000, [0, 0, 1, 0, 0, 0, 1, 0, 0, 0]))
+        stack.spin(0.5)
+        assert recorder.stop() == 0
+        assert "recording incomplete" in recorder.text and "4 lost" in recorder.text
 
 
 def log(path, capacity=1000):

@@ -1,6 +1,7 @@
 """From a `Robot` and a trained policy to a bundle folder.
 
-    python -m safe_rl_systems.build quadrotor_powerloop --policy policy.onnx --card CARD.md --out models
+    python -m safe_rl_systems.build quadrotor_powerloop --policy policy.onnx --card CARD.md \\
+        --record training.json --out models
 """
 
 from __future__ import annotations
@@ -81,8 +82,13 @@ def description(robot: Robot) -> dict[str, Any]:
     }
 
 
-def write_bundle(robot: Robot, policy: Path, card: str, out: Path) -> Bundle:
-    """Write the bundle folder `out`/<name>, then load it with every check; returns it."""
+def write_bundle(
+    robot: Robot, policy: Path, card: str, out: Path, record: Path | None = None
+) -> Bundle:
+    """Write the bundle folder `out`/<name>, then load it with every check; returns it.
+
+    `record` is the training run's own account of itself; it becomes training.json.
+    """
     if not policy.is_file():
         raise ModelError(f"no policy file at {policy}; train one with safe_rl_training first")
     folder = out / robot.name
@@ -94,6 +100,8 @@ def write_bundle(robot: Robot, policy: Path, card: str, out: Path) -> Bundle:
     robot_program(robot).save(folder / "program.txt")
     shutil.copyfile(policy, folder / "policy.onnx")
     (folder / "CARD.md").write_text(card)
+    if record is not None:
+        shutil.copyfile(record, folder / "training.json")
     write_sums(folder)
     return Bundle.load(folder)
 
@@ -113,9 +121,11 @@ def main() -> None:
     parser.add_argument("robot", choices=sorted(ROBOTS))
     parser.add_argument("--policy", type=Path, required=True, help="trained policy (ONNX)")
     parser.add_argument("--card", type=Path, required=True, help="CARD.md to put into the bundle")
+    parser.add_argument("--record", type=Path, help="training.json of the run that made it")
     parser.add_argument("--out", type=Path, default=Path("models"), help="folder of bundles")
     args = parser.parse_args()
-    bundle = write_bundle(ROBOTS[args.robot](), args.policy, args.card.read_text(), args.out)
+    card = args.card.read_text()
+    bundle = write_bundle(ROBOTS[args.robot](), args.policy, card, args.out, args.record)
     print(f"{bundle.path}  {bundle.hash[:12]}  certificate: {bundle.certificate}")
 
 

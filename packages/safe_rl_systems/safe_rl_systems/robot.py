@@ -21,7 +21,6 @@ from safe_rl_systems.sets.boxes import symmetric
 from safe_rl_systems.systems import LaneUnicycle, Quadrotor, Unicycle
 from safe_rl_systems.tasks import LaneKeeping, Powerloop
 
-
 SIDES = ("side_x_upper", "side_x_lower", "side_y_upper", "side_y_lower")
 
 
@@ -42,10 +41,11 @@ class NamedRows(Protocol):
 class Robot:
     """Everything that a bundle is made from, except the trained policy.
 
-    `horizon` N in periods; `delay_steps`: whole periods until an input takes effect; `class_k` and `base_class_k` are the alpha of the safe and base rows in
-    1/s; `margins` maps a safe-set row's name to the distance kept from it, in the row's unit;
-    `stop_action` is what is sent when even the state is unknown; `input_scale` is the metric of the
-    projection: it minimises the norm of (u - u_proposed) / input_scale.
+    `horizon` N in periods; `delay_steps`: whole periods until an input takes effect; `class_k` and
+    `base_class_k` are the alpha of the safe and base rows in 1/s; `margins` maps a safe-set row's
+    name to the distance kept from it, in the row's unit;
+    `stop_action` is what is sent when even the state is unknown; `input_scale` is the metric of
+    the projection: it minimises the norm of (u - u_proposed) / input_scale.
     """
 
     name: str

@@ -124,7 +124,11 @@ class Builder:
         layer = self.instructions[element.args[0]]
         size = len(self.weights[f"{layer.name}.bias"])
         whole = self.elements(element.args[0], size)
-        if layer.activation != "none" or len(x) != size or any(a != b for a, b in zip(x, whole, strict=True)):
+        if (
+            layer.activation != "none"
+            or len(x) != size
+            or any(a != b for a, b in zip(x, whole, strict=True))
+        ):
             return None
         fused = Instruction("dense", layer.args, name=layer.name, activation=op)
         return self.elements(self.emit(fused).index, size)
@@ -233,7 +237,9 @@ def _replay(
         elif node.target is operator.getitem:
             env[node] = resolve(node.args[0])[node.args[1]]
         else:
-            env[node] = _operation(node, builder, resolve(list(node.args)), dict(node.kwargs), name)
+            env[node] = _operation(
+                node, builder, resolve(list(node.args)), dict(node.kwargs), name
+            )
     return np.asarray(result, object)
 
 
@@ -491,7 +497,11 @@ def _product(builder: Builder, product: _MatrixProduct) -> Objects:
             total = builder.apply("add", total, builder.apply("mul", a, b))
         out[i, j] = total
     result = out.reshape((*left.shape[:-1], *right.shape[1:]))
-    return result if product.bias is None else _add_arrays(result, np.broadcast_to(product.bias, result.shape))
+    return (
+        result
+        if product.bias is None
+        else _add_arrays(result, np.broadcast_to(product.bias, result.shape))
+    )
 
 
 def _numbers(array: Objects) -> NDArray[np.float64] | None:

@@ -20,15 +20,17 @@ def tensor(*values: float) -> torch.Tensor:
 
 
 def unicycle_exact(x: np.ndarray, u: np.ndarray, dt: float) -> np.ndarray:
-    """The exact zero-order-hold flow of the unicycle for turn_rate != 0, by integration by parts."""
+    """The exact zero-order-hold flow of the unicycle for turn_rate != 0."""
     px, py, theta, v = x
     a, w = u
     end, fast = theta + w * dt, v + a * dt
     return np.array(
         [
-            px + (fast * math.sin(end) - v * math.sin(theta)) / w
+            px
+            + (fast * math.sin(end) - v * math.sin(theta)) / w
             + a * (math.cos(end) - math.cos(theta)) / w**2,
-            py - (fast * math.cos(end) - v * math.cos(theta)) / w
+            py
+            - (fast * math.cos(end) - v * math.cos(theta)) / w
             + a * (math.sin(end) - math.sin(theta)) / w**2,
             end,
             fast,
@@ -77,7 +79,7 @@ def test_quadrotor_falls_and_climbs() -> None:
 
 
 def test_quadrotor_turns_about_its_own_axes() -> None:
-    """A quarter turn about body y from a quarter turn about world z: pitch about the turned axis."""
+    """A quarter turn about body y after one about world z: pitch about the turned axis."""
     robot = Quadrotor()
     s = math.sqrt(0.5)
     x = tensor(0, 0, 2, 0, 0, 0, s, 0, 0, s)
@@ -124,11 +126,15 @@ def test_control_affine_batched_and_in_both_precisions(robot: Unicycle) -> None:
 def test_published_gains_are_reproduced() -> None:
     lane = lane_lqr(LaneUnicycle())
     assert np.allclose(lane.gain, [[0, 7.8078, 0], [1.2790, 0, 3.9614]], atol=1e-4)
-    assert np.allclose(lane.value, [[12.389, 0, 15.637], [0, 2.5616, 0], [15.637, 0, 44.523]], atol=1e-3)
+    assert np.allclose(
+        lane.value, [[12.389, 0, 15.637], [0, 2.5616, 0], [15.637, 0, 44.523]], atol=1e-3
+    )
     hover = hover_lqr(Quadrotor(integrator="euler"))
     assert np.allclose(hover.gain[0], [6.670, 0, 0, 5.647, 0, 0, 0], atol=1e-3)
     assert np.allclose(hover.gain[1], [0, 0, -3.247, 0, -11.112, 0, 0], atol=1e-3)
-    assert np.allclose(np.diag(hover.value), [42.332, 2.791, 2.791, 6.197, 7.951, 7.951, 1.3474], atol=1e-3)
+    assert np.allclose(
+        np.diag(hover.value), [42.332, 2.791, 2.791, 6.197, 7.951, 7.951, 1.3474], atol=1e-3
+    )
 
 
 def test_bad_parameters_are_refused() -> None:

@@ -60,7 +60,9 @@ def test_observations_do_not_see_the_sign_of_the_quaternion() -> None:
     flipped = torch.cat((x[:, :6], -x[:, 6:]), -1)
     t = torch.rand(200, 1, dtype=DOUBLE) * 10
     assert torch.allclose(task.observation(x, t), task.observation(flipped, t), atol=1e-12)
-    assert torch.allclose(task.reward(x, x[:, :4], t), task.reward(flipped, x[:, :4], t), atol=1e-9)
+    assert torch.allclose(
+        task.reward(x, x[:, :4], t), task.reward(flipped, x[:, :4], t), atol=1e-9
+    )
 
 
 def test_the_observation_is_periodic_in_time() -> None:
@@ -112,5 +114,13 @@ def test_starts_and_operating_states_fill_their_boxes() -> None:
         x = robot.task.operating_state(w)
         for i, channel in enumerate(robot.system.states):
             if math.isfinite(channel.low):
-                assert channel.low - 1e-9 <= float(x[:, i].min()) <= channel.low + 0.05 * (channel.high - channel.low)
-                assert channel.high + 1e-9 >= float(x[:, i].max()) >= channel.high - 0.05 * (channel.high - channel.low)
+                assert (
+                    channel.low - 1e-9
+                    <= float(x[:, i].min())
+                    <= channel.low + 0.05 * (channel.high - channel.low)
+                )
+                assert (
+                    channel.high + 1e-9
+                    >= float(x[:, i].max())
+                    >= channel.high - 0.05 * (channel.high - channel.low)
+                )

@@ -86,7 +86,9 @@ class Network(torch.nn.Module):
         return 3.0 + 2.0 * torch.tanh(self.layers(x))
 
 
-@pytest.mark.parametrize(("activation", "fused"), [(torch.nn.Tanh(), "tanh"), (torch.nn.ReLU(), "relu")])
+@pytest.mark.parametrize(
+    ("activation", "fused"), [(torch.nn.Tanh(), "tanh"), (torch.nn.ReLU(), "relu")]
+)
 def test_a_network_becomes_dense_layers(activation: torch.nn.Module, fused: str) -> None:
     network = Network(10, 33, 7, activation).requires_grad_(False)
     program = trace_program({"f": (network, (("x", 10),))})
@@ -99,7 +101,7 @@ def test_a_network_becomes_dense_layers(activation: torch.nn.Module, fused: str)
 
 @pytest.mark.parametrize("activation", [torch.nn.Tanh(), torch.nn.ReLU()])
 def test_a_neural_backup_policy_compiles_to_the_same_numbers(activation: torch.nn.Module) -> None:
-    """Values and tangents of dense layers in the kernel, odd sizes included (its self-test runs)."""
+    """Values and tangents of dense layers in the kernel, odd sizes too (its self-test runs)."""
     functions = _unicycle_functions()
     network = Network(4, 37, 2, activation).requires_grad_(False)
     functions["backup_policy"] = (network, (("x", 4),))
@@ -130,16 +132,25 @@ def _unicycle_functions() -> dict:
         lambda x: torch.sigmoid(x) + torch.exp(-x) * torch.log(x + 2.0),
         lambda x: torch.atan2(x, x + 1.0) + torch.atan(x) - torch.asin(0.5 * x),
         lambda x: torch.stack((x.sum(), (x * x).sum(), x.abs().sum(), torch.floor(3 * x).sum())),
-        lambda x: (torch.tensor([[1.0, 2, 0, 0], [0, 1, 0, 3], [0, 0, 1, 0], [4, 0, 0, 1]]).double() @ x) / (1.0 + x.square()).sqrt(),
+        lambda x: (
+            (torch.tensor([[1.0, 2, 0, 0], [0, 1, 0, 3], [0, 0, 1, 0], [4, 0, 0, 1]]).double() @ x)
+            / (1.0 + x.square()).sqrt()
+        ),
         lambda x: torch.cat((x[1:3], x[:1], torch.sign(x[3:]))).reshape(2, 2).t().reshape(4),
         lambda x: x.clamp(max=0.2) + x.clamp(min=-0.1) + (x + 1.0) ** 0.5 + 1.0 / (x + 2.0),
-        lambda x: torch.clamp_max(x, 0.1) + torch.clamp(x, None, 0.3) + torch.relu(x) + torch.tanh(x),
-        lambda x: torch.outer(x, x).permute(1, 0).sum(0) + torch.outer(x, x).sum(-1, keepdim=True)[:, 0],
+        lambda x: (
+            torch.clamp_max(x, 0.1) + torch.clamp(x, None, 0.3) + torch.relu(x) + torch.tanh(x)
+        ),
+        lambda x: (
+            torch.outer(x, x).permute(1, 0).sum(0) + torch.outer(x, x).sum(-1, keepdim=True)[:, 0]
+        ),
         lambda x: (x.unsqueeze(0) @ (torch.outer(x, x) + 1.0)).squeeze(0),
         lambda x: torch.addmv(x, torch.outer(x, x), x) + torch.dot(x, x),
         lambda x: torch.where(torch.logical_or(x > 0.0, torch.logical_not(x < -0.5)), x, -x),
         lambda x: torch.where(torch.tensor([True, False, True, False]), x, 2.0 * x),
-        lambda x: x.expand(3, 4).transpose(0, 1)[:, 1] + torch.zeros(4).double() + torch.ones(4).double(),
+        lambda x: (
+            x.expand(3, 4).transpose(0, 1)[:, 1] + torch.zeros(4).double() + torch.ones(4).double()
+        ),
         lambda x: torch.minimum(x, torch.zeros_like(x)) + torch.maximum(x, torch.ones_like(x)),
     ],
 )
@@ -182,7 +193,9 @@ def test_a_layer_used_twice_is_stored_once() -> None:
 
 
 def test_equal_expressions_are_shared_and_unused_ones_dropped() -> None:
-    function = trace("f", lambda x: torch.sin(x) + torch.sin(x) * 0.0 + torch.sin(x), (("x", 1),), {})
+    function = trace(
+        "f", lambda x: torch.sin(x) + torch.sin(x) * 0.0 + torch.sin(x), (("x", 1),), {}
+    )
     assert [i.op for i in function.instructions] == ["input", "sin", "add"]
 
 
@@ -221,8 +234,19 @@ def test_the_command_line_writes_a_bundle(
     card = tmp_path / "CARD.md"
     card.write_text("# card")
     policy = MODELS / "unicycle_lane" / "policy.onnx"
-    words = ["build", "unicycle_lane", "--policy", str(policy), "--card", str(card), "--out", str(tmp_path)]
+    words = [
+        "build",
+        "unicycle_lane",
+        "--policy",
+        str(policy),
+        "--card",
+        str(card),
+        "--record",
+        str(card),
+        "--out",
+        str(tmp_path),
+    ]
     monkeypatch.setattr("sys.argv", words)
     main()
     assert "certificate: none (nominal)" in capsys.readouterr().out
-    assert Bundle.load(tmp_path / "unicycle_lane").name == "unicycle_lane"
+    assert "training.json" in Bundle.load(tmp_path / "unicycle_lane").hashes

@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 from safe_rl_core.errors import PlantError
-
 from sim_bridge.plants import BulletPlant, make_plant
 
 pytestmark = pytest.mark.sim

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-
 from sim_bridge.plants import UnicyclePlant, make_plant
 
 pytestmark = pytest.mark.sim

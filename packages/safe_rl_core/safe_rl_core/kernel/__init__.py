@@ -1,4 +1,4 @@
-"""Program -> C -> shared library: the rollout with its sensitivities at the speed of the machine."""
+"""Program -> C -> shared library: the rollout with its sensitivities, fast."""
 
 from safe_rl_core.kernel.kernel import Compiled, Kernel, Rollout, Rows
 

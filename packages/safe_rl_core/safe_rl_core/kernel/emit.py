@@ -71,7 +71,9 @@ def padded(rows: int) -> int:
 def emit_weights(program: Program) -> str:
     """The layers' matrices as constants: column by column, rows padded with zeros."""
     parts = []
-    for name in sorted(k.removesuffix(".weight") for k in program.weights if k.endswith(".weight")):
+    for name in sorted(
+        k.removesuffix(".weight") for k in program.weights if k.endswith(".weight")
+    ):
         weight, bias = program.weights[f"{name}.weight"], program.weights[f"{name}.bias"]
         wide = np.zeros((weight.shape[1], padded(len(bias))))
         wide[:, : len(bias)] = weight.T

@@ -93,6 +93,7 @@ class Compiled:
             slow = self.program.jvp(name, inputs, tuple(s[..., lane] for s in seeds))
             compare(f"derivative of {name}", fast[..., lane], slow)
 
+
 class Kernel:
     """The compiled rollout of one robot with its theorem parameters.
 
@@ -125,7 +126,11 @@ class Kernel:
         self._active = np.zeros(self.m + 1, np.int32)
         self._int, self._double = ctypes.c_int(), ctypes.c_double()
         self._rows = (_zeros(nodes, self.n), _zeros(nodes, self.m), _zeros(rows))
-        self._a, self._b, self._timing = _zeros(self.m, self.stride), _zeros(self.stride), _zeros(rows)
+        self._a, self._b, self._timing = (
+            _zeros(self.m, self.stride),
+            _zeros(self.stride),
+            _zeros(rows),
+        )
         self._plan = (_zeros(nodes, self.n), _zeros(nodes, self.m), _zeros(rows))
 
     def _bind(self) -> None:

@@ -8,10 +8,11 @@ A virtual acceleration nu is chosen, the body z axis is turned towards it by the
     nu_z = max(0, g - k_z (z - z*) - k_vz vz - 32 near - 18 near max(vz, 0))
     rate = (k, k, 0.35 k) ∘ vector part of the attitude error
 
-The floor 0 on nu_z means that it never pushes downward on purpose. The published law has k_xy = 14,
-k_z = 36, k_vz = 24, k = 45 and takes the attitude error in the world frame (`body_error=False`),
-which is right only for a heading along x; in the body frame it is right for every heading. Those
-gains need rotors without lag: on a vehicle with 30 ms of it they tumble (benchmarks/README.md).
+The floor 0 on nu_z means that it never pushes downward on purpose. The published law has k_xy =
+14, k_z = 36, k_vz = 24, k = 45 and takes the attitude error in the world frame
+(`body_error=False`), which is right only for a heading along x; in the body frame it is right for
+every heading. Those gains need rotors without lag: with 30 ms of it the vehicle tumbles
+(benchmarks/README.md).
 
 Source: PS2-RL's released configuration (analytic backup policy).
 """
@@ -48,7 +49,9 @@ class CascadeBackup:
         length = torch.sqrt((nu * nu).sum(-1, keepdim=True))
         up = torch.zeros_like(nu) + nu.new_tensor([0.0, 0.0, 1.0])
         still = length < 1e-9
-        direction = torch.where(still, up, nu / torch.where(still, torch.ones_like(length), length))
+        direction = torch.where(
+            still, up, nu / torch.where(still, torch.ones_like(length), length)
+        )
         desired, actual = shortest_from_z(direction), x[..., 6:10]
         if self.body_error:
             error = multiply(conjugate(actual), desired)
@@ -71,6 +74,4 @@ class CascadeBackup:
             - 32.0 * near
             - 18.0 * near * torch.clamp(climb, min=0.0)
         )
-        return torch.stack(
-            (-gain * v[..., 0], -gain * v[..., 1], torch.clamp(nu_z, min=0.0)), -1
-        )
+        return torch.stack((-gain * v[..., 0], -gain * v[..., 1], torch.clamp(nu_z, min=0.0)), -1)

@@ -78,7 +78,9 @@ class LaneError:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., n) -> (..., 3)."""
-        return torch.stack((x[..., self.py], x[..., self.v] - self.cruise_speed, x[..., self.theta]), -1)
+        return torch.stack(
+            (x[..., self.py], x[..., self.v] - self.cruise_speed, x[..., self.theta]), -1
+        )
 
 
 def lane_lqr(system: ControlAffineSystem, cruise_speed: float = 5.0) -> LinearFeedback:

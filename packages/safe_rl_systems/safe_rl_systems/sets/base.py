@@ -2,10 +2,10 @@
 
 `EllipsoidBaseSet` is the published one,  h_B(x) = c - eᵀ P e.
 
-`HoverBaseSet` adds the lateral limits, which the published set leaves out. Inside the ellipsoid the
-closed loop comes to rest at about x∞ = px + aᵀ e (the invariant of the linearised loop, exact to
-first order), and what the nonlinear loop adds to x∞ per step is at most a multiple of V, of which
-each step consumes a share. Hence for each lateral limit L the row
+`HoverBaseSet` adds the lateral limits, which the published set leaves out. Inside the ellipsoid
+the closed loop comes to rest at about x∞ = px + aᵀ e (the invariant of the linearised loop, exact
+to first order), and what the nonlinear loop adds to x∞ per step is at most a multiple of V, of
+which each step consumes a share. Hence for each lateral limit L the row
 
     L - gap - |x∞| - drift_per_level · V >= 0
 
@@ -56,7 +56,13 @@ class HoverBaseSet:
     lateral_limit: float
     drift_per_level: float
 
-    names: tuple[str, ...] = ("ellipsoid", "rest_x_upper", "rest_x_lower", "rest_y_upper", "rest_y_lower")
+    names: tuple[str, ...] = (
+        "ellipsoid",
+        "rest_x_upper",
+        "rest_x_lower",
+        "rest_y_upper",
+        "rest_y_lower",
+    )
 
     def __post_init__(self) -> None:
         if not (self.level > 0.0 and self.drift_per_level > 0.0):

@@ -24,7 +24,9 @@ class Row:
 
     def __post_init__(self) -> None:
         if self.side not in ("upper", "lower"):
-            raise ModelError(f"row '{self.name}': side must be 'upper' or 'lower', got {self.side}")
+            raise ModelError(
+                f"row '{self.name}': side must be 'upper' or 'lower', got {self.side}"
+            )
 
 
 @dataclass(frozen=True)

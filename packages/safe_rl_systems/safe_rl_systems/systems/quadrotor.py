@@ -43,7 +43,8 @@ class Quadrotor:
                 raise ModelError(f"Quadrotor.{name} must be > 0, got {getattr(self, name)}")
         if self.integrator not in _INTEGRATORS:
             raise ModelError(
-                f"Quadrotor.integrator must be one of {list(_INTEGRATORS)}, got {self.integrator!r}"
+                f"Quadrotor.integrator must be one of {list(_INTEGRATORS)}, "
+                f"got {self.integrator!r}"
             )
 
     @property
@@ -89,7 +90,5 @@ class Quadrotor:
 
     def step(self, x: Tensor, u: Tensor) -> Tensor:
         """One period, then the quaternion normalised. (..., 10), (..., 4) -> (..., 10)."""
-        y = _INTEGRATORS[self.integrator](
-            lambda z, w: dynamics(self, z, w), x, u, self.period
-        )
+        y = _INTEGRATORS[self.integrator](lambda z, w: dynamics(self, z, w), x, u, self.period)
         return torch.cat((y[..., 0:6], normalised(y[..., 6:10])), -1)

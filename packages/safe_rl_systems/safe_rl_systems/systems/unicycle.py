@@ -5,9 +5,9 @@
     θ̇  = turn_rate   frame  world, x along the lane; theta counter-clockwise from the x axis
     v̇  = accel
 
-`Unicycle` is what the shield flies with: Runge-Kutta over a period of 0.05 s. `LaneUnicycle` is the
-published plant without the position along the lane, x = (py, v, theta): explicit Euler at 0.05 s,
-then the speed clipped to [0, 12] m/s and the heading wrapped to [-pi, pi).
+`Unicycle` is what the shield flies with: Runge-Kutta over a period of 0.05 s. `LaneUnicycle` is
+the published plant without the position along the lane, x = (py, v, theta): explicit Euler at 0.05
+s, then the speed clipped to [0, 12] m/s and the heading wrapped to [-pi, pi).
 
 Source: LaValle, Planning Algorithms (2006), sec. 13.1.2, with the speed made a state;
 constants of the published plant: PS2-RL, arXiv 2606.14536, and its released configuration.

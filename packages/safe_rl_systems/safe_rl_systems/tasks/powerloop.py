@@ -3,7 +3,8 @@
 Circle in the x-z plane, radius 1.5 m, centre (0, 0, 2) m, 4.5 m/s, started at the bottom with the
 velocity along -x; one loop lasts 2.0944 s and is repeated. With phi = 3 rad/s · t:
 
-    p = (-R sin phi, 0, 2 - R cos phi)      thrust direction d ~ p̈ + g e3, attitude = pitch by atan2(d_x, d_z)
+    p = (-R sin phi, 0, 2 - R cos phi)
+    thrust direction d ~ p̈ + g e3, attitude = pitch by atan2(d_x, d_z)
 
 so the attitude is a pure pitch that turns by 360 degrees per loop. The observation does not change
 when the quaternion changes its sign, which it does once per loop.

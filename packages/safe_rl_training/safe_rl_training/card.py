@@ -1,0 +1,107 @@
+"""CARD.md of a bundle, from its robot's definition and the record of its training run.
+
+python -m safe_rl_training.card quadrotor_powerloop --record runs/tracker/training.json --out
+CARD.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safe_rl_systems.build import UNCERTIFIED
+from safe_rl_systems.robot import ROBOTS, Robot
+
+_TRAINING = (
+    ("command", "command"),
+    ("seed", "seed"),
+    ("commit", "git_commit"),
+    ("uncommitted changes", "git_dirty"),
+    ("duration (s)", "duration_s"),
+    ("hardware", "hardware"),
+    ("threads", "threads"),
+    ("date", "date"),
+    ("torch", "torch_version"),
+    ("SHA-256 of the sources", "source_sha256"),
+)
+_COLUMNS = (
+    ("episodes", "episodes"),
+    ("return", "return_mean"),
+    ("worst return", "return_worst"),
+    ("outside the safe set", "share_of_episodes_outside_safe_set"),
+)
+
+
+def card(robot: Robot, record: Mapping[str, Any]) -> str:
+    """The text of CARD.md; `record` is the training.json that the trainer wrote."""
+    provenance, evaluation = record["provenance"], record["evaluation"]
+    training = "\n".join(f"| {name} | {provenance[key]} |" for name, key in _TRAINING)
+    header = " | ".join(("setting", *(name for name, _ in _COLUMNS)))
+    rows = "\n".join(
+        "| " + " | ".join((setting, *(_number(scores[key]) for _, key in _COLUMNS))) + " |"
+        for setting, scores in evaluation.items()
+    )
+    dashes = "|---" * (len(_COLUMNS) + 1) + "|"
+    return f"""# {robot.name}
+
+{_summary(robot)}
+
+**Certificate: {UNCERTIFIED}.** The base set is checked on samples, not proved; the margins are
+empirical. The guarantee of the shield is nominal: see docs/theory.md for what it assumes.
+
+## The policy
+
+A tracker trained by back-propagation through the robot's equations, **without** a shield: it flies
+its reference out of the safe set on purpose, and must not be run without the shield on a robot. It
+was trained on the equations of the flying variant; the `paper` bundle carries the same network.
+
+| | |
+|---|---|
+{training}
+
+Unshielded, on the model's equations, as measured by the trainer (`training.json` has all of it):
+
+| {header} |
+{dashes}
+{rows}
+
+## Limits
+
+- Trained and measured in simulation only. The plants that it met are `model`, `paper` and
+PyBullet.
+- The policy sees the state and the task's phase, nothing else; it has no memory.
+- Behind the shield it does not know that it is being corrected: it pushes against the limit until
+the
+  reference comes back.
+"""
+
+
+def _summary(robot: Robot) -> str:
+    rows = ", ".join(robot.safe_set.names)
+    equations = {"model": "Runge-Kutta, as it flies", "paper": "explicit Euler, as published"}
+    return (
+        f"A {robot.robot} with the task `{robot.task.name}` ({equations[robot.variant]}). "
+        f"Control period {robot.system.period:g} s, backup horizon {robot.horizon} periods, "
+        f"delay {robot.delay_steps} periods. Safe set: {rows}."
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def main() -> None:
+    """Command line: write one CARD.md."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("robot", choices=sorted(ROBOTS), help="name of the bundle")
+    parser.add_argument("--record", type=Path, required=True, help="training.json of the run")
+    parser.add_argument("--out", type=Path, default=Path("CARD.md"))
+    args = parser.parse_args()
+    args.out.write_text(card(ROBOTS[args.robot](), json.loads(args.record.read_text())))
+
+
+if __name__ == "__main__":
+    main()

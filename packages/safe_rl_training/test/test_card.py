@@ -1,0 +1,48 @@
+"""The card says what was trained, how, and what is not proved."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from safe_rl_systems.robot import ROBOTS
+from safe_rl_training.card import card, main
+
+PROVENANCE = {
+    "command": "python -m safe_rl_training.tracker unicycle --seed 7",
+    "seed": "7",
+    "git_commit": "abc",
+    "git_dirty": "false",
+    "duration_s": "12.5",
+    "hardware": "a machine",
+    "threads": "1",
+    "date": "2026-01-01",
+    "torch_version": "2.13.0",
+    "source_sha256": "def",
+}
+SCORES = {
+    "episodes": 256.0,
+    "return_mean": -12.3456,
+    "return_worst": -20.0,
+    "share_of_episodes_outside_safe_set": 1.0,
+}
+
+
+@pytest.mark.parametrize("name", sorted(ROBOTS))
+def test_it_names_everything_that_made_it(name: str) -> None:
+    text = card(ROBOTS[name](), {"provenance": PROVENANCE, "evaluation": {"model": SCORES}})
+    for value in (*PROVENANCE.values(), name, "Certificate: none (nominal)", "-12.35"):
+        assert value in text
+
+
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = tmp_path / "training.json"
+    record.write_text(json.dumps({"provenance": PROVENANCE, "evaluation": {"m": SCORES}}))
+    out = tmp_path / "CARD.md"
+    monkeypatch.setattr(
+        sys, "argv", ["card", "unicycle_lane", "--record", str(record), "--out", str(out)]
+    )
+    main()
+    assert out.read_text().startswith("# unicycle_lane\n")
