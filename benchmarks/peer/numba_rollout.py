@@ -6,6 +6,7 @@ become plain loops whose innermost one runs along contiguous memory. fastmath is
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -160,8 +161,22 @@ class _Writer:
             self.lines.append(f"d{k}_{lane} = {terms}")
 
 
+_known: dict[str, Any] = {}
+
+
 def _jitted(program: Program, name: str, seeded: Sequence[str], directions: int) -> Any:
+    """A function of the program, compiled once however many cases use it."""
     writer = _Writer(program, name, seeded, directions)
+    digest = hashlib.sha256(writer.source.encode())
+    for constant in writer.constants.values():
+        digest.update(constant.tobytes())
+    key = digest.hexdigest()
+    if key not in _known:
+        _known[key] = _compile(writer, name)
+    return _known[key]
+
+
+def _compile(writer: _Writer, name: str) -> Any:
     scope: dict[str, Any] = {"math": math, "np": np, "dense": _dense, **writer.constants}
     # The source is made above from a checked program; numba needs it as a function.
     exec(compile(writer.source, f"<numba {name}>", "exec"), scope)

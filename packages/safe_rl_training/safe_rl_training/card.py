@@ -70,12 +70,10 @@ Unshielded, on the model's equations, as measured by the trainer (`training.json
 
 ## Limits
 
-- Trained and measured in simulation only. The plants that it met are `model`, `paper` and
-PyBullet.
+- Trained and measured in simulation only: on `model`, `paper` and PyBullet.
 - The policy sees the state and the task's phase, nothing else; it has no memory.
-- Behind the shield it does not know that it is being corrected: it pushes against the limit until
-the
-  reference comes back.
+- Behind the shield it does not know that it is being corrected: it pushes against the limit
+  until the reference comes back.
 """
 
 

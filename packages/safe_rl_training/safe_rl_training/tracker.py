@@ -240,6 +240,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = RECIPES[args.robot]
     robot = ROBOTS[recipe.robot]()
     args.out.mkdir(parents=True, exist_ok=True)
+    command = f"python -m safe_rl_training.tracker {args.robot} --seed {args.seed}"
+    # Taken before the first step: the sources may change while the training runs.
+    started_from = provenance(command, args.seed, args.threads)
     progress = begin(recipe, robot, args.seed)
     if args.resume:
         resume(progress, recipe, args.seed, args.out / "checkpoint.pt")
@@ -255,31 +258,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     advance = make_advance(recipe, robot, progress.network)
     advance = advance if args.no_compile else torch.compile(advance)
     train(recipe, robot, progress, advance, recipe.iterations, report)
-    _write_results(args, recipe, robot, progress)
+    made_by = {**started_from, "duration_s": f"{progress.elapsed:.1f}"}
+    _write_results(args.out, recipe, robot, progress, made_by)
     return 0
 
 
 def _write_results(
-    args: argparse.Namespace, recipe: Recipe, robot: Robot, progress: Progress
+    out: Path, recipe: Recipe, robot: Robot, progress: Progress, made_by: dict[str, str]
 ) -> None:
-    command = f"python -m safe_rl_training.tracker {args.robot} --seed {args.seed}"
-    made_by = provenance(command, args.seed, args.threads, progress.elapsed)
     record = {
         "provenance": made_by,
         "recipe": asdict(recipe),
         "validation_cost": progress.validation[-1][1],
-        "export": export_policy(progress.network, robot, made_by, args.out / "policy.onnx"),
+        "export": export_policy(progress.network, robot, made_by, out / "policy.onnx"),
         "evaluation": {
             name: figures
             for variant in (robot, *(ROBOTS[name]() for name in robot.variants.values()))
             for name, figures in evaluate(progress.network, variant, recipe.tested_lags).items()
         },
     }
-    write_training_record(record, args.out / "training.json")
+    write_training_record(record, out / "training.json")
     draw_learning_curve(
-        progress.curve, progress.validation, recipe.robot, args.out / "learning_curve.png"
+        progress.curve, progress.validation, recipe.robot, out / "learning_curve.png"
     )
-    print(f"wrote policy.onnx, training.json, learning_curve.png, checkpoint.pt to {args.out}")
+    print(f"wrote policy.onnx, training.json, learning_curve.png, checkpoint.pt to {out}")
 
 
 if __name__ == "__main__":

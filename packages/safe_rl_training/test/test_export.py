@@ -33,7 +33,7 @@ def network_of(name: str) -> TrackerNetwork:
 @pytest.mark.parametrize("name", ROBOT_NAMES)
 def test_round_trip(name: str, tmp_path: Path) -> None:
     robot, network = ROBOTS[RECIPES[name].robot](), network_of(name)
-    made_by = provenance("command", seed=1, threads=1, duration=2.0)
+    made_by = provenance("command", seed=1, threads=1) | {"duration_s": "2.0"}
     figures = export_policy(network, robot, made_by, tmp_path / "policy.onnx")
     assert figures["round_trip_error"] <= 1e-5
     x, t = start_states(robot.task, 200, torch.Generator().manual_seed(5))
@@ -48,7 +48,7 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ROBOT_NAMES)
 def test_metadata(name: str, tmp_path: Path) -> None:
     robot = ROBOTS[RECIPES[name].robot]()
-    made_by = provenance("command --seed 1", seed=1, threads=1, duration=2.0)
+    made_by = provenance("command --seed 1", seed=1, threads=1) | {"duration_s": "2.0"}
     export_policy(network_of(name), robot, made_by, tmp_path / "policy.onnx")
     model = onnx.load(tmp_path / "policy.onnx")
     assert [o.version for o in model.opset_import] == [OPSET]

@@ -56,16 +56,12 @@ def hardware() -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
-def provenance(command: str, seed: int, threads: int, duration: float) -> dict[str, str]:
-    """The facts of one training run; `git_dirty` is about the sources that are hashed.
-
-    `duration` is wall time in s, compilation included.
-    """
+def provenance(command: str, seed: int, threads: int) -> dict[str, str]:
+    """The facts of one training run; `git_dirty` is about the sources that are hashed."""
     status = _git("status", "--porcelain", "--", *(str(root) for root in _ROOTS))
     return {
         "command": command,
         "seed": str(seed),
-        "duration_s": f"{duration:.1f}",
         "hardware": hardware(),
         "threads": str(threads),
         "date": datetime.now(timezone.utc).date().isoformat(),
