@@ -24,6 +24,7 @@ import scipy.linalg
 from safe_rl_core.bundle import Bundle
 
 from peer.jax_robots import JaxRobot
+from peer.jax_rollout import rows
 
 Array = jax.Array
 TARGET_KAPPA = 1e-2
@@ -100,6 +101,26 @@ def safety_layer(
         return jnp.clip(safe, low, high), jnp.where(good, v[m], 0.0)
 
     return jax.jit(run, compiler_options=options)
+
+
+def same_projection(robot: JaxRobot, bundle: Bundle, dtype: Any) -> Callable[[Array, Array], Array]:
+    """(x, u_proposed) -> u by qpax on the rows of our kernel: no slack, inputs in units of v."""
+    m, tolerance = len(bundle.inputs), 1e-6
+    scale = jnp.array(bundle.input_scale, dtype)
+    low, high = jnp.array(bundle.input_low, dtype), jnp.array(bundle.input_high, dtype)
+    same_rows = rows(robot, bundle, dtype)
+    no_rows, no_bounds, eye = jnp.zeros((0, m), dtype), jnp.zeros(0, dtype), jnp.eye(m, dtype=dtype)
+
+    def run(x: Array, proposed: Array) -> Array:
+        _, _, a, b = same_rows(x)
+        g = jnp.concatenate((-a, eye, -eye))
+        bounds = jnp.concatenate((-b, high / scale, -low / scale))
+        v = qpax.solve_qp_primal(
+            eye, -proposed / scale, no_rows, no_bounds, g, bounds, solver_tol=tolerance
+        )
+        return v * scale
+
+    return jax.jit(run)
 
 
 def twin_sensitivities(bundle: Bundle, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -88,7 +88,7 @@ def imitate(robot: Robot, steps: int, say: Callable[[str], None]) -> NeuralRecov
         loss.backward()
         optimiser.step()
         schedule.step()
-        error = 0.99 * error + 0.01 * float((y - target[batch]).abs().mean()) if step else 1.0
+        error = 0.99 * error + 0.01 * float((y.detach() - target[batch]).abs().mean()) if step else 1.0
         if (step + 1) % 1000 == 0:
             say(f"  imitating {robot.name}: step {step + 1}/{steps}, mean error {error:.3f}")
     first, *others = layers

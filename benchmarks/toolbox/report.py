@@ -96,7 +96,9 @@ def text(cell: Cell) -> str:
         return f"{cell:,}".replace(",", " ")
     if not math.isfinite(cell):
         return "–"
-    if cell != 0.0 and (abs(cell) >= 1e5 or abs(cell) < 1e-3):
+    if cell == 0.0:
+        return "0"
+    if abs(cell) >= 1e5 or abs(cell) < 1e-3:
         return f"{cell:.1e}"
     digits = 0 if abs(cell) >= 100 else 1 if abs(cell) >= 10 else 2 if abs(cell) >= 1 else 3
     return f"{cell:.{digits}f}"

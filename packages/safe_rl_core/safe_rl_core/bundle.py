@@ -131,8 +131,6 @@ class Bundle:
     def row_name(self, row: int) -> str:
         """Name of a row of the rollout, "<row>@<node>": ceiling@37 is the ceiling at psi_37."""
         safe = len(self.safe_set_names)
-        if row < 0:
-            return "none"
         node, index = divmod(row, safe)
         if node <= self.horizon:
             return f"{self.safe_set_names[index]}@{node}"

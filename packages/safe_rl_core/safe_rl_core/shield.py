@@ -21,7 +21,7 @@ the base controller, is the backup plan of the new state.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from time import perf_counter_ns
 
@@ -92,22 +92,22 @@ class ShieldResult:
 
 
 @dataclass
-class _Clock:
-    """Time spent per stage of one step, in ns."""
+class _Period:
+    """What one call has learned so far; times in ns."""
 
-    start: int
+    start: int = field(default_factory=perf_counter_ns)
+    proposal: Array | None = None
+    slope: float = math.nan
+    qp_used: bool = False
     kernel: int = 0
     qp: int = 0
     verify: int = 0
 
-    def stages(self) -> dict[str, float]:
+    def times_us(self) -> dict[str, float]:
+        """Time per stage and in total, in microseconds."""
         total = perf_counter_ns() - self.start
-        return {
-            "kernel": self.kernel / 1e3,
-            "qp": self.qp / 1e3,
-            "verify": self.verify / 1e3,
-            "total": total / 1e3,
-        }
+        stages = {"kernel": self.kernel, "qp": self.qp, "verify": self.verify, "total": total}
+        return {name: ns / 1e3 for name, ns in stages.items()}
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,13 @@ class _Candidate:
 
     @property
     def verified(self) -> bool:
+        """False as well where the plan's margin is not a number."""
         return self.plan.least >= -ROUNDING
+
+    @property
+    def rank(self) -> float:
+        """The plan's margin; a plan without a number is the worst."""
+        return -math.inf if math.isnan(self.plan.least) else self.plan.least
 
 
 class Shield:
@@ -151,33 +157,30 @@ class Shield:
         Raises ModelError for arrays of the wrong shape, which is a wiring mistake. Everything else
         that can be wrong with them is answered with a verdict and a reason.
         """
-        clock = _Clock(perf_counter_ns())
+        period = _Period()
         x = self._vector(x, self._n, "state")
         proposal = None if u_proposed is None else self._vector(u_proposed, self._m, "proposal")
         if not np.isfinite(x).all():
-            return self._continue(None, Reason.STATE_NOT_FINITE, proposal, clock)
+            return self._continue(None, Reason.STATE_NOT_FINITE, period)
 
         x = self.predict(x)
-        rows = self._timed_rows(x, clock)
+        rows = self._rows(x, period)
         backup = _Candidate(rows.inputs[0], rows, Reason.NOT_VERIFIED, 0.0)
-        slope = float(rows.timing[rows.worst]) if rows.worst >= 0 else math.nan
 
         if proposal is None:
-            return self._fall_back(x, backup, Reason.NO_PROPOSAL, proposal, slope, clock)
+            return self._fall_back(x, backup, Reason.NO_PROPOSAL, period)
         if not np.isfinite(proposal).all():
-            return self._fall_back(x, backup, Reason.PROPOSAL_NOT_FINITE, None, slope, clock)
+            return self._fall_back(x, backup, Reason.PROPOSAL_NOT_FINITE, period)
+        period.proposal = proposal
 
-        nearest, reason = self._nearest(rows, proposal, clock)
+        nearest = self._nearest(rows, proposal, period)
         if nearest is None:
-            return self._fall_back(x, backup, Reason.QP_INFEASIBLE, proposal, slope, clock)
-        qp_used = reason is not Reason.PROPOSAL_SAFE
-        verdict = Verdict.PROJECTED if qp_used else Verdict.PASSED
-        candidate = self._verified(x, nearest, backup, reason, clock)
+            return self._fall_back(x, backup, Reason.QP_INFEASIBLE, period)
+        candidate = self._verified(x, nearest, backup, period)
         if candidate is None:
-            return self._fall_back(x, backup, Reason.NOT_VERIFIED, proposal, slope, clock, qp_used)
-        if candidate.reason is Reason.BLENDED:
-            verdict = Verdict.PROJECTED
-        return self._commit(candidate, verdict, proposal, slope, clock, qp_used)
+            return self._fall_back(x, backup, Reason.NOT_VERIFIED, period)
+        passed = candidate.reason is Reason.PROPOSAL_SAFE
+        return self._commit(candidate, Verdict.PASSED if passed else Verdict.PROJECTED, period)
 
     def predict(self, x: Array) -> Array:
         """The state (n,) at which the coming action takes effect: x moved by the pending ones."""
@@ -190,96 +193,116 @@ class Shield:
 
         After the plan's last element: the base controller if x is known, else the stop action.
         """
-        return self._continue(x, Reason.STATE_UNKNOWN, None, _Clock(perf_counter_ns()))
+        return self._continue(x, Reason.STATE_UNKNOWN, _Period())
 
-    def _nearest(self, rows: Rows, proposal: Array, clock: _Clock) -> tuple[Array | None, Reason]:
-        """The proposal itself if it meets every row and the box, else its projection."""
+    def _rows(self, x: Array, period: _Period) -> Rows:
+        begin = perf_counter_ns()
+        rows = self.kernel.rows(x)
+        period.kernel = perf_counter_ns() - begin
+        period.slope = float(rows.timing[rows.worst])
+        return rows
+
+    def _nearest(self, rows: Rows, proposal: Array, period: _Period) -> Array | None:
+        """The proposal itself if it meets every row and the box, else its projection, if any."""
         begin = perf_counter_ns()
         v_d = proposal / self._scale
         row, slack = self.kernel.scan(v_d)
-        nearest, reason = proposal, Reason.PROPOSAL_SAFE
+        nearest: Array | None = proposal
         if slack < -TOLERANCE or (proposal < self._low).any() or (proposal > self._high).any():
+            period.qp_used = True
             v = self._projection(rows, v_d, row)
-            reason = Reason.PROJECTED
             nearest = None if v is None else np.clip(v * self._scale, self._low, self._high)
-        clock.qp = perf_counter_ns() - begin
-        return nearest, reason
+        period.qp = perf_counter_ns() - begin
+        return nearest
 
     def _verified(
-        self, x: Array, u: Array, backup: _Candidate, reason: Reason, clock: _Clock
+        self, x: Array, u: Array, backup: _Candidate, period: _Period
     ) -> _Candidate | None:
-        """The candidate if its plan holds, else the largest blend with the backup that does."""
+        """u if its plan holds, else the largest blend of it with the backup whose plan does."""
         begin = perf_counter_ns()
         found = None
         for blend in (1.0, *BLENDS):
             action = u if blend == 1.0 else backup.action + blend * (u - backup.action)
-            plan = self.kernel.verify(x, action)
-            if plan.least >= -ROUNDING:
-                why = reason if blend == 1.0 else Reason.BLENDED
-                found = _Candidate(action, plan, why, blend)
+            reason = Reason.PROJECTED if period.qp_used else Reason.PROPOSAL_SAFE
+            reason = reason if blend == 1.0 else Reason.BLENDED
+            candidate = _Candidate(action, self.kernel.verify(x, action), reason, blend)
+            if candidate.verified:
+                found = candidate
                 break
-        clock.verify += perf_counter_ns() - begin
+        period.verify += perf_counter_ns() - begin
         return found
 
     def _fall_back(
-        self,
-        x: Array,
-        backup: _Candidate,
-        reason: Reason,
-        proposal: Array | None,
-        slope: float,
-        clock: _Clock,
-        qp_used: bool = False,
+        self, x: Array, backup: _Candidate, reason: Reason, period: _Period
     ) -> ShieldResult:
         """The backup action. If even its plan does not hold, the better of it and the old plan."""
         if backup.verified:
-            chosen = _Candidate(backup.action, backup.plan, reason, 0.0)
-            return self._commit(chosen, Verdict.BACKUP, proposal, slope, clock, qp_used)
+            return self._commit(replace(backup, reason=reason), Verdict.BACKUP, period)
         begin = perf_counter_ns()
         following = self._next_element(x)
         options = (
-            _Candidate(backup.action.copy(), backup.plan, Reason.OUTSIDE_IMPLICIT_SET, 0.0),
+            replace(backup, reason=Reason.OUTSIDE_IMPLICIT_SET),
             _Candidate(following, self.kernel.verify(x, following), Reason.PLAN_CONTINUED, 0.0),
         )
-        clock.verify += perf_counter_ns() - begin
+        period.verify += perf_counter_ns() - begin
         self._index += 1
-        chosen = max(options, key=lambda candidate: candidate.plan.least)
-        return self._result(chosen, Verdict.BACKUP, proposal, slope, clock, qp_used)
+        chosen = max(options, key=lambda candidate: candidate.rank)
+        return self._result(chosen, Verdict.BACKUP, period)
 
-    def _commit(
-        self,
-        candidate: _Candidate,
-        verdict: Verdict,
-        proposal: Array | None,
-        slope: float,
-        clock: _Clock,
-        qp_used: bool,
-    ) -> ShieldResult:
+    def _commit(self, candidate: _Candidate, verdict: Verdict, period: _Period) -> ShieldResult:
         """Adopt a verified plan; from now on it is the way out."""
         self._plan_states = candidate.plan.states.copy()
         self._plan_inputs = candidate.plan.inputs.copy()
         self._index = 0
-        return self._result(candidate, verdict, proposal, slope, clock, qp_used)
+        return self._result(candidate, verdict, period)
 
-    def _continue(
-        self, x: Array | None, reason: Reason, proposal: Array | None, clock: _Clock
-    ) -> ShieldResult:
+    def _continue(self, x: Array | None, reason: Reason, period: _Period) -> ShieldResult:
         action = self._next_element(x)
         self._index += 1
-        self._remember(action)
+        return self._answer(action, Verdict.BACKUP, reason, period)
+
+    def _result(self, candidate: _Candidate, verdict: Verdict, period: _Period) -> ShieldResult:
+        plan = candidate.plan
+        return self._answer(
+            candidate.action.copy(),
+            verdict,
+            candidate.reason,
+            period,
+            margin=plan.least,
+            critical_row=self.bundle.row_name(plan.worst),
+            blend=candidate.blend,
+        )
+
+    def _answer(
+        self,
+        action: Array,
+        verdict: Verdict,
+        reason: Reason,
+        period: _Period,
+        *,
+        margin: float = math.nan,
+        critical_row: str = "none",
+        blend: float = 0.0,
+    ) -> ShieldResult:
+        """The action joins those that are sent but have not taken effect."""
+        if self._pending:
+            self._pending = [*self._pending[1:], action]
+        intervention = math.nan
+        if period.proposal is not None:
+            intervention = math.hypot(*((action - period.proposal) / self._scale))
         return ShieldResult(
             action=action,
-            verdict=Verdict.BACKUP,
+            verdict=verdict,
             reason=reason,
-            margin=math.nan,
-            critical_row="none",
-            intervention=self._intervention(action, proposal),
-            blend=0.0,
-            qp_used=False,
-            lateness_slope=math.nan,
+            margin=margin,
+            critical_row=critical_row,
+            intervention=intervention,
+            blend=blend,
+            qp_used=period.qp_used,
+            lateness_slope=period.slope,
             plan_states=self._plan_states,
             plan_inputs=self._plan_inputs,
-            times_us=clock.stages(),
+            times_us=period.times_us(),
         )
 
     def _next_element(self, x: Array | None) -> Array:
@@ -289,48 +312,6 @@ class Shield:
         if x is None:
             return self.bundle.stop_action.copy()
         return self.bundle.compiled("base_controller", x)
-
-    def _result(
-        self,
-        candidate: _Candidate,
-        verdict: Verdict,
-        proposal: Array | None,
-        slope: float,
-        clock: _Clock,
-        qp_used: bool,
-    ) -> ShieldResult:
-        action = candidate.action.copy()
-        self._remember(action)
-        return ShieldResult(
-            action=action,
-            verdict=verdict,
-            reason=candidate.reason,
-            margin=candidate.plan.least,
-            critical_row=self.bundle.row_name(candidate.plan.worst),
-            intervention=self._intervention(action, proposal),
-            blend=candidate.blend,
-            qp_used=qp_used,
-            lateness_slope=slope,
-            plan_states=self._plan_states,
-            plan_inputs=self._plan_inputs,
-            times_us=clock.stages(),
-        )
-
-    def _remember(self, action: Array) -> None:
-        """The action joins those that are sent but have not taken effect."""
-        if self._pending:
-            self._pending = [*self._pending[1:], action]
-
-    def _timed_rows(self, x: Array, clock: _Clock) -> Rows:
-        begin = perf_counter_ns()
-        rows = self.kernel.rows(x)
-        clock.kernel = perf_counter_ns() - begin
-        return rows
-
-    def _intervention(self, action: Array, proposal: Array | None) -> float:
-        if proposal is None:
-            return math.nan
-        return math.hypot(*((action - proposal) / self._scale))
 
     def _vector(self, value: Array, size: int, what: str) -> Array:
         vector = np.asarray(value, np.float64)

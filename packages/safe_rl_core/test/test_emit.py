@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from safe_rl_core.errors import KernelError
-from safe_rl_core.kernel import Compiled
+from safe_rl_core.kernel import Compiled, Kernel
 from safe_rl_core.kernel.emit import emit_tangents, emit_values
 from safe_rl_core.program import ACTIVATIONS, BINARY, UNARY, Program, parse
 
@@ -133,3 +133,46 @@ def test_a_broken_emission_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, weights = layers()
     with pytest.raises(KernelError, match="derivative of step"):
         Compiled(Program(parse("safe_rl_program 1\n" + PLAIN + zoo() + policy), weights))
+
+
+BLIND_SPOT = """safe_rl_program 1
+function dynamics(x:1, u:1)
+v0 = input u 0
+return v0
+function step(x:1, u:1)
+v0 = input x 0
+v1 = input u 0
+v2 = add v0 v1
+return v2
+function safe_set(x:1)
+v0 = input x 0
+v1 = mul v0 v0
+v2 = const 0.25
+v3 = sub v1 v2
+v4 = sqrt v3
+return v4
+function base_set(x:1)
+v0 = const 1.0
+return v0
+function backup_policy(x:1)
+v0 = const -1.0
+return v0
+function operating_state(w:1)
+v0 = const 5.0
+v1 = input w 0
+v2 = add v0 v1
+return v2
+"""
+
+
+def test_one_row_that_is_not_a_number_spoils_the_whole_plan() -> None:
+    """x goes 0.2, -0.8, -1.8, ...: only at 0.2 the row is the root of a negative number."""
+    compiled = Compiled(Program(parse(BLIND_SPOT), {}))
+    kernel = Kernel(compiled, np.array([0.1, 0.1, -2.0, 2.0, 1.0, 0.0]), 4)
+    with np.errstate(invalid="ignore"):
+        plan = kernel.verify(np.array([1.2]), np.array([-1.0]))
+    assert [bool(np.isnan(h)) for h in plan.h] == [True, False, False, False, False, False]
+    assert np.isnan(plan.least)
+    assert plan.worst == 0
+    rows = kernel.rows(np.array([1.2]))
+    assert np.isnan(rows.least)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safe_rl_core import Bundle, Reason, Shield, Verdict
 from safe_rl_core.errors import ModelError
+from safe_rl_core.kernel import Rollout
 from safe_rl_core.loop import recoverable_state
+from safe_rl_core.shield import _Candidate
 
 ANYTHING = st.one_of(
     st.floats(allow_nan=True, allow_infinity=True),
@@ -186,4 +189,13 @@ def test_times_and_rows_are_reported(quadrotor: Bundle) -> None:
         *quadrotor.safe_set_names,
         *quadrotor.base_set_names,
     )
-    assert quadrotor.row_name(-1) == "none"
+
+
+def test_a_plan_without_a_number_is_never_the_better_one() -> None:
+    """Of two unverified plans the one with a margin is taken, in either order."""
+    nothing = Rollout(np.zeros((1, 1)), np.zeros((1, 1)), np.zeros(1), math.nan, 0)
+    bad = replace(nothing, least=-3.0)
+    for plans in ((nothing, bad), (bad, nothing)):
+        options = [_Candidate(np.zeros(1), plan, Reason.NOT_VERIFIED, 0.0) for plan in plans]
+        assert not any(option.verified for option in options)
+        assert max(options, key=lambda option: option.rank).plan is bad

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safe_rl_core.bundle import FORMAT, NUMERICAL_MARGIN, Bundle, write_sums
 from safe_rl_core.errors import ModelError
 from safe_rl_core.program import Program
 
-from safe_rl_systems.control_affine import Channel, dynamics
+from safe_rl_systems.control_affine import dynamics
 from safe_rl_systems.robot import ROBOTS, Robot
 from safe_rl_systems.trace import trace_program
 
@@ -55,8 +56,8 @@ def description(robot: Robot) -> dict[str, Any]:
         "robot": robot.robot,
         "variant": robot.variant,
         "certificate": UNCERTIFIED,
-        "states": [_channel(c) for c in robot.system.states],
-        "inputs": [_channel(c) for c in robot.system.inputs],
+        "states": [asdict(c) for c in robot.system.states],
+        "inputs": [asdict(c) for c in robot.system.inputs],
         "period_s": robot.system.period,
         "horizon_steps": robot.horizon,
         "delay_steps": robot.delay_steps,
@@ -104,15 +105,6 @@ def write_bundle(
         shutil.copyfile(record, folder / "training.json")
     write_sums(folder)
     return Bundle.load(folder)
-
-
-def _channel(channel: Channel) -> dict[str, Any]:
-    return {
-        "name": channel.name,
-        "unit": channel.unit,
-        "low": channel.low,
-        "high": channel.high,
-    }
 
 
 def main() -> None:

@@ -9,27 +9,13 @@ input, so that the same code is trained with, traced, certified and flown.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from safe_rl_core.bundle import Channel
 from torch import Tensor
 
 Dynamics = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Channel:
-    """One component of a state or input: its name, SI unit and bounds.
-
-    For an input the bounds are the actuator box, for a state the operating box that states are
-    sampled from (infinite where the state is free).
-    """
-
-    name: str
-    unit: str
-    low: float
-    high: float
 
 
 class ControlAffineSystem(Protocol):

@@ -22,6 +22,15 @@ typedef struct {
   double margin[NH];     /* distance kept from each safe row */
 } Theorem;
 
+/* Keep the smallest room and its row. A room that is not a number is kept for good: such a plan is
+ * never verified, whatever its other rows say. */
+static inline void keep_least(double room, int row, double *least, int *worst) {
+  if (!(room >= *least) && *least == *least) {
+    *least = room;
+    *worst = row;
+  }
+}
+
 /* psi_0..psi_N with the plan's inputs; returns the smallest h - margin over all rows. */
 EXPORT double safe_rl_verify(const Theorem *theorem, const double *x, const double *u, int N,
                              double *states, double *inputs, double *h, int *worst) {
@@ -33,10 +42,8 @@ EXPORT double safe_rl_verify(const Theorem *theorem, const double *x, const doub
     const double *psi = states + k * NX;
     double *row = h + k * NH;
     value_safe_set(psi, row);
-    for (int i = 0; i < NH; i++) {
-      double room = row[i] - theorem->margin[i];
-      if (!(room >= least)) { least = room; *worst = k * NH + i; }
-    }
+    for (int i = 0; i < NH; i++)
+      keep_least(row[i] - theorem->margin[i], k * NH + i, &least, worst);
     if (k < N) {
       value_backup_policy(psi, inputs + (k + 1) * NU);
       value_step(psi, inputs + (k + 1) * NU, states + (k + 1) * NX);
@@ -44,8 +51,7 @@ EXPORT double safe_rl_verify(const Theorem *theorem, const double *x, const doub
   }
   double *base = h + (N + 1) * NH;
   value_base_set(states + N * NX, base);
-  for (int j = 0; j < NB; j++)
-    if (!(base[j] >= least)) { least = base[j]; *worst = (N + 1) * NH + j; }
+  for (int j = 0; j < NB; j++) keep_least(base[j], (N + 1) * NH + j, &least, worst);
   return least;
 }
 
@@ -87,7 +93,7 @@ EXPORT double safe_rl_rows(const Theorem *theorem, const double *x, int N, int s
     tangent_safe_set(y, d_y, row, d_row);
     for (int i = 0; i < NH; i++) {
       double room = row[i] - theorem->margin[i];
-      if (!(room >= least)) { least = room; *worst = k * NH + i; }
+      keep_least(room, k * NH + i, &least, worst);
       write_row(theorem, k * NH + i, stride, room, theorem->keep_safe, d_row[i], u_b, a, b, timing);
     }
     if (k == N) break;
@@ -101,7 +107,7 @@ EXPORT double safe_rl_rows(const Theorem *theorem, const double *x, int N, int s
   tangent_base_set(y, d_y, base, d_row);
   for (int j = 0; j < NB; j++) {
     int r = (N + 1) * NH + j;
-    if (!(base[j] >= least)) { least = base[j]; *worst = r; }
+    keep_least(base[j], r, &least, worst);
     write_row(theorem, r, stride, base[j], theorem->keep_base, d_row[j], u_b, a, b, timing);
   }
   int rows = ROWS(N);

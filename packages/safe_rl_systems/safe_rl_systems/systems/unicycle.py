@@ -27,30 +27,32 @@ from safe_rl_systems.control_affine import Channel, dynamics, euler, rk4
 MAX_SPEED = 12.0
 
 
-def _inputs(max_accel: float, max_turn_rate: float) -> tuple[Channel, ...]:
-    return (
-        Channel("accel", "m/s^2", -max_accel, max_accel),
-        Channel("turn_rate", "rad/s", -max_turn_rate, max_turn_rate),
-    )
-
-
-def _check_positive(robot: object, *names: str) -> None:
-    for name in names:
-        if not getattr(robot, name) > 0.0:
-            value = getattr(robot, name)
-            raise ModelError(f"{type(robot).__name__}.{name} must be > 0, got {value}")
-
-
 @dataclass(frozen=True)
-class Unicycle:
-    """The unicycle with its position along the lane; see the module's equations."""
+class _Driven:
+    """The parameters and the input box that both variants share."""
 
     max_accel: float = 5.0
     max_turn_rate: float = 1.0
     period: float = 0.05
 
     def __post_init__(self) -> None:
-        _check_positive(self, "max_accel", "max_turn_rate", "period")
+        for name in ("max_accel", "max_turn_rate", "period"):
+            if not getattr(self, name) > 0.0:
+                value = getattr(self, name)
+                raise ModelError(f"{type(self).__name__}.{name} must be > 0, got {value}")
+
+    @property
+    def inputs(self) -> tuple[Channel, ...]:
+        """(accel, turn_rate) and their box."""
+        return (
+            Channel("accel", "m/s^2", -self.max_accel, self.max_accel),
+            Channel("turn_rate", "rad/s", -self.max_turn_rate, self.max_turn_rate),
+        )
+
+
+@dataclass(frozen=True)
+class Unicycle(_Driven):
+    """The unicycle with its position along the lane; see the module's equations."""
 
     @property
     def states(self) -> tuple[Channel, ...]:
@@ -61,11 +63,6 @@ class Unicycle:
             Channel("theta", "rad", -math.pi / 3.0, math.pi / 3.0),
             Channel("v", "m/s", 0.0, MAX_SPEED),
         )
-
-    @property
-    def inputs(self) -> tuple[Channel, ...]:
-        """(accel, turn_rate) and their box."""
-        return _inputs(self.max_accel, self.max_turn_rate)
 
     def drift(self, x: Tensor) -> Tensor:
         """f(x): the motion with zero input. (..., 4) -> (..., 4)."""
@@ -84,15 +81,8 @@ class Unicycle:
 
 
 @dataclass(frozen=True)
-class LaneUnicycle:
+class LaneUnicycle(_Driven):
     """The published plant: no position along the lane, Euler, clipped speed, wrapped heading."""
-
-    max_accel: float = 5.0
-    max_turn_rate: float = 1.0
-    period: float = 0.05
-
-    def __post_init__(self) -> None:
-        _check_positive(self, "max_accel", "max_turn_rate", "period")
 
     @property
     def states(self) -> tuple[Channel, ...]:
@@ -102,11 +92,6 @@ class LaneUnicycle:
             Channel("v", "m/s", 0.0, MAX_SPEED),
             Channel("theta", "rad", -math.pi / 3.0, math.pi / 3.0),
         )
-
-    @property
-    def inputs(self) -> tuple[Channel, ...]:
-        """(accel, turn_rate) and their box."""
-        return _inputs(self.max_accel, self.max_turn_rate)
 
     def drift(self, x: Tensor) -> Tensor:
         """f(x). (..., 3) -> (..., 3)."""
