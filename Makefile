@@ -8,7 +8,6 @@ REALTIME ?= 0
 GUI      ?= 0
 ARGS     ?=
 TESTS    ?=
-BENCH    ?= $(notdir $(basename $(wildcard benchmarks/*.py)))
 
 VENV := $(CURDIR)/.venv
 BIN  := $(VENV)/bin
@@ -48,7 +47,7 @@ help:  ## this list
 	@echo "make run    fly, record and judge; ROBOT=quadrotor|unicycle SEED=0 LAPS=5 REALTIME=1"
 	@echo "            GUI=1 PLANT=sim|model ARGS='...' (see .venv/bin/safe-rl fly --help)"
 	@echo "make test   all tests; TESTS='packages/safe_rl_core' ARGS='-k shield' for some"
-	@echo "make bench  measure the shield and the ROS chain beside their peers; BENCH='a b' for some"
+	@echo "make bench  measure the shield and the ROS chain beside their peers; ARGS='--quick'"
 	@echo "make train  train a tracker into runs/; ROBOT=... SEED=..."
 	@echo "make lint   ruff and pyright"
 	@echo "make clean  remove .venv and what tools left; runs/ stays"
@@ -62,9 +61,7 @@ test: setup-test
 	@$(TEST_ENV) $(BIN)/pytest $(TESTS) $(ARGS)
 
 bench: setup-bench
-	@for script in $(BENCH); do \
-	echo "benchmarks/$$script.py $(ARGS)"; \
-	$(TEST_ENV) $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; done
+	@$(TEST_ENV) $(BIN)/python benchmarks $(ARGS)
 
 train: setup-train
 	@$(BIN)/python -m safe_rl_training.tracker $(ROBOT) --seed $(SEED) --out runs/train-$(ROBOT)-$(SEED) $(ARGS)

@@ -1,13 +1,13 @@
 """How fast are other ways to do the same, in the same process?
 
-Rollout: the backup rollout, its sensitivities (m + 1 directions) and the rows of the projection, by
-our kernel, by JAX (scan + linearize + vmap under jit), by numba, and by C code that CasADi generates.
-Safety step: from a state and a proposal that must be corrected to a safe action. Ours is the kernel
-called from Python, with its exact active-set projection; beside it the same with OSQP on generated
-rows and exact repair, and the whole Shield.step. Others: OSQP given all of our rows at once; JAX
-with qpax on our rows; JAX with qpax as PS2-RL's released code does it (peer/jax_paper.py).
+Rollout: the backup rollout, its sensitivities (m + 1 directions) and the rows of the projection,
+by our kernel, by JAX (scan + linearize + vmap under jit), by numba, and by CasADi's generated C.
+Safety step: from a state and a proposal that must be corrected to a safe action. Ours is the
+kernel called from Python, with its exact active-set projection; beside it the same with OSQP on
+generated rows and exact repair, and the whole Shield.step. Others: OSQP given all of our rows at
+once; JAX with qpax on our rows; JAX with qpax as PS2-RL's released code does it (peer/jax_paper.py).
 Everybody's states, sensitivities and rows are compared with the program's interpreter before the
-clock starts (to 1e-8 relative, float64). One thread, one core, round robin; compilation is not timed.
+clock starts (to 1e-8 relative, float64). One thread, one core, in turns; no compilation is timed.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ Call = Callable[[int], object]
 PACKAGES = ("safe_rl_core", "numpy", "osqp", "torch", "jax", "qpax", "numba", "casadi")
 OURS = "ours"
 #: States that the rollouts are timed on, and pairs of state and proposal for the safety step.
-STATES, PAIRS = 8, 150
+STATES, PAIRS = 8, 100
 REPETITIONS = 40
+#: Problems of the safety step that one contestant solves in a row.
+BLOCK = 10
 
 
 class Disagreement(Exception):
@@ -55,10 +57,14 @@ def check(name: str, got: tuple[Any, ...], expected: Answer) -> None:
     parts = (expected.states, expected.tangents, expected.a, expected.b)
     error = max(difference(g, e) for g, e in zip(got, parts, strict=True))
     if not error <= TOLERANCE:
-        raise Disagreement(f"{name} differs from the interpreter by {error:.1e} (allowed {TOLERANCE})")
+        raise Disagreement(
+            f"{name} differs from the interpreter by {error:.1e} (allowed {TOLERANCE})"
+        )
 
 
-def rollouts(case: Case, folder: Path, quick: bool) -> dict[str, Callable[[Array], tuple[Any, ...]]]:
+def rollouts(
+    case: Case, folder: Path, quick: bool
+) -> dict[str, Callable[[Array], tuple[Any, ...]]]:
     """Everybody who computes rollout, sensitivities and rows, ready to be called."""
     bundle, robot = case.bundle, jax_robot(case.robot, jnp.float64)
 
@@ -92,7 +98,7 @@ def race_rollouts(case: Case, folder: Path, quick: bool) -> dict[str, Array]:
     calls: dict[str, Call] = {OURS: lambda i: kernel.rows(states[i])}
     for name, call in others.items():
         calls[name] = lambda i, call=call: call(states[i])
-    return round_robin(calls, range(len(states)), 3 if quick else REPETITIONS)
+    return round_robin(calls, range(len(states)), 3 if quick else REPETITIONS, STATES)
 
 
 def pairs(case: Case, count: int) -> list[tuple[Array, Array]]:
@@ -141,8 +147,8 @@ def safety_steps(case: Case, problems: list[tuple[Array, Array]], quick: bool) -
     }
     for eps in (1e-3, 1e-6):
         solve = osqp_rows.projection(bundle, eps)
-        calls[f"our rows, OSQP on all of them, eps {eps:.0e}"] = (
-            lambda i, solve=solve: solve(kernel.rows(problems[i][0]), problems[i][1] / scale) * scale
+        calls[f"our rows, OSQP on all of them, eps {eps:.0e}"] = lambda i, solve=solve: (
+            solve(kernel.rows(problems[i][0]), problems[i][1] / scale) * scale
         )
     robot = jax_robot(case.robot, jnp.float64)
     same = jax_paper.same_projection(robot, bundle, jnp.float64)
@@ -176,14 +182,16 @@ def judge(case: Case, problems: list[tuple[Array, Array]], call: Call) -> tuple[
     return worst, broken / len(problems)
 
 
-def race_safety_steps(case: Case, quick: bool) -> tuple[dict[str, Array], dict[str, tuple[float, float]]]:
+def race_safety_steps(
+    case: Case, quick: bool
+) -> tuple[dict[str, Array], dict[str, tuple[float, float]]]:
     """Per contestant the fastest of some repetitions per problem in µs, and its quality."""
     case = without_delay(case)
     problems = pairs(case, 10 if quick else PAIRS)
     check_published(case, problems[0][0])
     calls = safety_steps(case, problems, quick)
     quality = {name: judge(case, problems, call) for name, call in calls.items()}
-    times = round_robin(calls, range(len(problems)), 2 if quick else 5)
+    times = round_robin(calls, range(len(problems)), 2 if quick else 4, BLOCK)
     return {name: values.min(axis=0) for name, values in times.items()}, quality
 
 
@@ -206,7 +214,7 @@ def measure(args: argparse.Namespace) -> Report:
     report.notes.append(
         "Rollouts: fastest / median over all calls, in brackets how many times slower than ours "
         "(fastest over fastest); ours also writes d row / d lateness and finds the worst row. "
-        "Safety steps: per problem the fastest of five, then the median and p99 over the problems. "
+        "Safety steps: per problem the fastest of four, then the median and p99 over the problems. "
         "Violation: of our rows or the box, in units of v = u / input_scale, where the answer rests "
         "on the same rows. Unsafe plan: share of answers after which the backup rollout from the "
         "next state leaves the safe set or misses the base set."
@@ -247,7 +255,14 @@ def _step_table(
         ratio = q["p50"] / ours
         same_rows = "published" not in name and "verified" not in name
         table.rows.append(
-            [name, q["p50"], q["p99"], ratio, worst if same_rows else "other rows", f"{100 * broken:.0f} %"]
+            [
+                name,
+                q["p50"],
+                q["p99"],
+                ratio,
+                worst if same_rows else "other rows",
+                f"{100 * broken:.0f} %",
+            ]
         )
         numbers = report.numbers.setdefault(f"step_{case.key}", {})
         numbers[name] = {"us": q, "ratio": ratio, "violation": worst, "unsafe_plans": broken}

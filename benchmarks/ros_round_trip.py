@@ -33,6 +33,8 @@ HERE = Path(__file__).parent
 PACKAGES = ("safe_rl_core", "safe_rl_ros", "numpy", "onnxruntime", "pybullet", "ros-rclpy")
 BUNDLE = HERE.parent / "models" / "quadrotor_powerloop"
 RATES = (50, 100, 200, 500)
+#: How long the nodes take to come up, for the process that runs beside them.
+STARTING_S = 3.0
 #: The rate whose latency was asked for.
 ACCEPTED_RATE = 100
 #: What the simulation says when it ends.
@@ -80,15 +82,13 @@ def echoes() -> tuple[NodeSpec, ...]:
 
 def shipped(record: Path) -> tuple[NodeSpec, ...]:
     """Policy, shield and recorder, driven by the clock."""
-    specs = stack(
-        "quadrotor", plant="model", bundle=str(BUNDLE), lockstep=False, record=record
-    )
+    specs = stack("quadrotor", plant="model", bundle=str(BUNDLE), lockstep=False, record=record)
     return tuple(replace(spec, required=True) for spec in specs if not spec.ends_stack)
 
 
 def real_time(folder: Path, rate: int, periods: int) -> tuple[dict[str, Any], list[float]]:
     """One rate: the vehicle's result, and the lateness of a process that only sleeps."""
-    seconds = str(periods / rate)
+    seconds = str(periods / rate + STARTING_S)
     with subprocess.Popen(
         [sys.executable, str(HERE / "chain" / "jitter.py"), str(rate), seconds],
         stdout=subprocess.PIPE, text=True,
@@ -113,7 +113,9 @@ def measure(args: argparse.Namespace) -> Report:
 
 def _lockstep(report: Report, folder: Path, quick: bool) -> None:
     laps, steps, runs = (2, 500, 1) if quick else (20, 5_000, 3)
-    table = Table("Lockstep, steps per second", ("what", "best run", "runs", "round trip median, µs"))
+    table = Table(
+        "Lockstep, steps per second", ("what", "best run", "runs", "round trip median, µs")
+    )
     chains = []
     for i in range(runs):
         say(f"lockstep, chain alone, run {i + 1} of {runs} …")

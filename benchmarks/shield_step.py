@@ -1,8 +1,8 @@
-"""How long does the shield's step take, by robot and horizon, and how far is it from the flop limit?
+"""How long does the shield's step take, and how far is it from the flop limit?
 
 Kernel: what the C library does in one step, called from Python: backup rollout with its m + 1
-tangents, rows, look at every row (scan) and, where the proposal is not allowed, the exact projection
-on the right active set with its check of every row. Beside it the verification rollout.
+tangents, rows, look at every row (scan) and, where the proposal is not allowed, the exact
+projection on the right active set with its check of every row. Beside it the verification rollout.
 Limit: the floating-point operations of rollout, tangents, rows and scans (counted from the traced
 program, rule in toolbox/flops.py) at the multiply-add rate that the same compiler reaches on this
 machine in this run, on one thread.
@@ -105,7 +105,9 @@ def active_set(kernel: Kernel, v_d: Array) -> list[int] | None:
     return None
 
 
-def kernel_times(case: Case, pairs: list[tuple[Array, Array, bool]], repetitions: int) -> dict[str, Any]:
+def kernel_times(
+    case: Case, pairs: list[tuple[Array, Array, bool]], repetitions: int
+) -> dict[str, Any]:
     """Per state the fastest of some repetitions in µs; the median over the states is told."""
     kernel = case.bundle.kernel()
     times: dict[str, list[float]] = {"rows": [], "verify": [], "kernel": [], "projection": []}
@@ -129,7 +131,10 @@ def kernel_times(case: Case, pairs: list[tuple[Array, Array, bool]], repetitions
         if active:
             repair = lambda v_d=v_d, active=active: kernel.repair(v_d, active)  # noqa: E731
             times["projection"].append(fastest(repair, repetitions))
-    return {name: float(np.median(values)) if values else float("nan") for name, values in times.items()}
+    return {
+        name: float(np.median(values)) if values else float("nan")
+        for name, values in times.items()
+    }
 
 
 def measure(args: argparse.Namespace) -> Report:
@@ -200,7 +205,9 @@ def _tables(report: Report, results: list[Any], peak: Peak, count: int) -> None:
     )
 
 
-def _targets(report: Report, case: Case, ratio: float, median: float, qp: float, worst: float) -> None:
+def _targets(
+    report: Report, case: Case, ratio: float, median: float, qp: float, worst: float
+) -> None:
     label = case.label
     if case.backup == "neural" and case.bundle.horizon <= 100:
         report.targets.append(Target(f"kernel: {label}", ratio, "<=", 2.5, "× limit"))

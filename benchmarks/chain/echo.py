@@ -29,7 +29,10 @@ class Echo(Node):
 
     def __init__(self) -> None:
         super().__init__("policy")
-        states, commands = odometry_wire(topics.ODOM_FRAME, topics.BASE_FRAME), twist_wire(topics.BASE_FRAME)
+        states, commands = (
+            odometry_wire(topics.ODOM_FRAME, topics.BASE_FRAME),
+            twist_wire(topics.BASE_FRAME),
+        )
         shield = self.get_name() == "shield"
         out = self.create_publisher(
             TwistStamped, NAMES.command if shield else NAMES.proposal, qos.reliable()

@@ -1,6 +1,6 @@
 """How punctual this machine is: a process that does nothing but wake up, beside the others.
 
-    python chain/jitter.py RATE SECONDS        prints the lateness of each waking in µs, as JSON
+python chain/jitter.py RATE SECONDS        prints the lateness of each waking in µs, as JSON
 """
 
 from __future__ import annotations

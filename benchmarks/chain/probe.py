@@ -1,4 +1,4 @@
-"""A vehicle that measures: publishes the state, takes the command, steps the model, notes the time.
+"""A vehicle that measures: publishes the state, takes the command, steps the model.
 
 lockstep:=true   state k + 1 follows at once on the command for state k
 lockstep:=false  a steady timer publishes a state `rate` times per second and applies the newest
@@ -158,7 +158,9 @@ class Probe(Node):
 
     @staticmethod
     def _latency(data: bytes) -> float | None:
-        values = {v.key: v.value for v in deserialize_message(data, DiagnosticArray).status[0].values}
+        values = {
+            v.key: v.value for v in deserialize_message(data, DiagnosticArray).status[0].values
+        }
         latency = float(values.get("latency_us", "nan"))
         return latency if np.isfinite(latency) else None
 

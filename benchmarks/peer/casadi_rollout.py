@@ -1,8 +1,8 @@
-"""The backup rollout with sensitivities and rows by CasADi: generated C, compiled as the kernel is.
+"""The backup rollout with sensitivities and rows by CasADi: generated C, built as the kernel is.
 
-Scalar functions are SX graphs, a policy with dense layers an MX graph on whole vectors; the tangents
-are CasADi's own forward derivatives; the horizon is a `mapaccum`. Called through a buffer, without
-copies.
+Scalar functions are SX graphs, a policy with dense layers an MX graph on whole vectors; the
+tangents are CasADi's own forward derivatives; the horizon is a `mapaccum`. Called through a
+buffer, without copies.
 """
 
 from __future__ import annotations
@@ -65,11 +65,13 @@ def _dense(
     source = inputs[first.name] if first.op == "input" else values[first.args[0]]
     weight, bias = program.weights[f"{ins.name}.weight"], program.weights[f"{ins.name}.bias"]
     out = ca.mtimes(ca.DM(weight), source) + ca.DM(bias)
-    return {"tanh": ca.tanh, "relu": lambda v: ca.fmax(v, 0.0), "none": lambda v: v}[ins.activation](out)
+    return {"tanh": ca.tanh, "relu": lambda v: ca.fmax(v, 0.0), "none": lambda v: v}[
+        ins.activation
+    ](out)
 
 
 def rows_function(bundle: Bundle) -> Any:
-    """x (n) -> psi (n, N+1), tangents (n (m+1), N+1), A (m, M), b (1, M) as one CasADi function."""
+    """One CasADi function: x (n) -> psi (n, N+1), tangents (n, (m+1)(N+1)), A (m, M), b (1, M)."""
     program, n, m, horizon = bundle.program, len(bundle.states), len(bundle.inputs), bundle.horizon
     step, policy = casadi_function(program, "step"), casadi_function(program, "backup_policy")
     dynamics = casadi_function(program, "dynamics")

@@ -47,7 +47,9 @@ def sensitivities(robot: JaxRobot, bundle: Bundle, x: Array) -> tuple[Array, Arr
     def field(y: Array) -> Array:
         return robot.dynamics(y, robot.backup(y))
 
-    def advance(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    def advance(
+        carry: tuple[Array, Array], _: None
+    ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         y, q = carry
         grown = jax.scipy.linalg.expm(bundle.period * jax.jacfwd(field)(y)) @ q
         size = jnp.sqrt((grown * grown).sum())
@@ -103,13 +105,19 @@ def safety_layer(
     return jax.jit(run, compiler_options=options)
 
 
-def same_projection(robot: JaxRobot, bundle: Bundle, dtype: Any) -> Callable[[Array, Array], Array]:
+def same_projection(
+    robot: JaxRobot, bundle: Bundle, dtype: Any
+) -> Callable[[Array, Array], Array]:
     """(x, u_proposed) -> u by qpax on the rows of our kernel: no slack, inputs in units of v."""
     m, tolerance = len(bundle.inputs), 1e-6
     scale = jnp.array(bundle.input_scale, dtype)
     low, high = jnp.array(bundle.input_low, dtype), jnp.array(bundle.input_high, dtype)
     same_rows = rows(robot, bundle, dtype)
-    no_rows, no_bounds, eye = jnp.zeros((0, m), dtype), jnp.zeros(0, dtype), jnp.eye(m, dtype=dtype)
+    no_rows, no_bounds, eye = (
+        jnp.zeros((0, m), dtype),
+        jnp.zeros(0, dtype),
+        jnp.eye(m, dtype=dtype),
+    )
 
     def run(x: Array, proposed: Array) -> Array:
         _, _, a, b = same_rows(x)

@@ -1,4 +1,4 @@
-"""The two robots as a JAX user would write them: whole vectors, no loops. Constants come from ours."""
+"""The two robots as a JAX user would write them: whole vectors, no loops. Constants are ours."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def _rk4(dynamics: Callable[[Array, Array], Array], dt: float) -> Callable[[Arra
     return step
 
 
-def _network(policy: NeuralRecovery, box: tuple[Array, Array], dtype: Any) -> Callable[[Array], Array]:
+def _network(
+    policy: NeuralRecovery, box: tuple[Array, Array], dtype: Any
+) -> Callable[[Array], Array]:
     layers = [(jnp.array(w.numpy(), dtype), jnp.array(b.numpy(), dtype)) for w, b in policy.layers]
     centre, half = 0.5 * (box[0] + box[1]), 0.5 * (box[1] - box[0])
 
@@ -131,7 +133,12 @@ def _quadrotor(robot: Any, dtype: Any) -> JaxRobot:
         w, a, b, c = x[6], x[7], x[8], x[9]
         up = jnp.stack((2 * (a * c + w * b), 2 * (b * c - w * a), 1 - 2 * (a * a + b * b)))
         xi = jnp.stack(
-            (jnp.stack((-a, -b, -c)), jnp.stack((w, -c, b)), jnp.stack((c, w, -a)), jnp.stack((-b, a, w)))
+            (
+                jnp.stack((-a, -b, -c)),
+                jnp.stack((w, -c, b)),
+                jnp.stack((c, w, -a)),
+                jnp.stack((-b, a, w)),
+            )
         )
         return jnp.concatenate((x[3:6], u[0] * up + gravity, 0.5 * xi @ u[1:4]))
 
@@ -154,7 +161,9 @@ def _quadrotor(robot: Any, dtype: Any) -> JaxRobot:
         v = level(x)
         rest = x[0:2] + weights @ error(x)
         room = lateral - base.drift_per_level * v
-        return jnp.stack((base.level - v, room - rest[0], room + rest[0], room - rest[1], room + rest[1]))
+        return jnp.stack(
+            (base.level - v, room - rest[0], room + rest[0], room - rest[1], room + rest[1])
+        )
 
     return JaxRobot(dynamics, step, backup, _rows(robot, dtype), base_set)
 
@@ -178,7 +187,9 @@ def _cascade(law: CascadeBackup, box: tuple[Array, Array]) -> Callable[[Array], 
         nu = jnp.concatenate((lateral, jnp.maximum(up, 0.0)[None]))
         length = jnp.sqrt(nu @ nu)
         still = length < 1e-9
-        d = jnp.where(still, jnp.array([0.0, 0.0, 1.0], x.dtype), nu / jnp.where(still, 1.0, length))
+        d = jnp.where(
+            still, jnp.array([0.0, 0.0, 1.0], x.dtype), nu / jnp.where(still, 1.0, length)
+        )
         half = jnp.where(
             1.0 + d[2] < 1e-9,
             jnp.array([0.0, 1.0, 0.0, 0.0], x.dtype),

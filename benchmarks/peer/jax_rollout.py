@@ -44,7 +44,9 @@ def rows(
         d_u = jnp.eye(m + 1, m, dtype=dtype)
         y, slope = jax.linearize(robot.step, x, u_b)
 
-        def advance(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        def advance(
+            carry: tuple[Array, Array], _: None
+        ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
             state, tangents = carry
             following, move = jax.linearize(robot.closed_loop, state)
             return (following, jax.vmap(move)(tangents)), carry

@@ -74,7 +74,9 @@ def _dense(weight: Array, bias: Array, squash: int, x: Array, out: Array) -> Non
 class _Writer:
     """Source of one function: values and tangents of `directions` columns."""
 
-    def __init__(self, program: Program, name: str, seeded: Sequence[str], directions: int) -> None:
+    def __init__(
+        self, program: Program, name: str, seeded: Sequence[str], directions: int
+    ) -> None:
         self.program, self.function = program, program.functions[name]
         self.seeded, self.lanes = seeded, range(directions)
         self.lines: list[str] = []
@@ -232,7 +234,12 @@ def _write(
 def rows(bundle: Bundle) -> Callable[[Array], tuple[Array, ...]]:
     """x (n,) -> psi (N+1, n), tangents (N+1, m+1, n), A (M, m), b (M,); buffers are reused."""
     program, n, m = bundle.program, len(bundle.states), len(bundle.inputs)
-    names = {"step": "step", "backup_policy": "policy", "safe_set": "safe_set", "base_set": "base_set"}
+    names = {
+        "step": "step",
+        "backup_policy": "policy",
+        "safe_set": "safe_set",
+        "base_set": "base_set",
+    }
     scope: dict[str, Any] = {"np": np, "write": _write}
     for name, short in names.items():
         scope[short] = _jitted(program, name, TANGENT_INPUTS[name], m + 1)

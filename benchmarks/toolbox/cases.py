@@ -62,7 +62,9 @@ def without_delay(case: Case) -> Case:
     return replace(case, bundle=replace(case.bundle, delay_steps=0))
 
 
-def episodes(bundle: Bundle, seed: int) -> Iterator[tuple[ModelPlant, Callable[..., Array | None], Array]]:
+def episodes(
+    bundle: Bundle, seed: int
+) -> Iterator[tuple[ModelPlant, Callable[..., Array | None], Array]]:
     """Endless episodes: plant, proposer and start; task policy and adversary in turns."""
     rng = np.random.default_rng(seed)
     kernel, plant = bundle.kernel(), ModelPlant(bundle)

@@ -33,9 +33,13 @@ def function_flops(
     total = 0
     for ins in function.instructions:
         moving = sum(varies[k] for k in ins.args)
-        varies.append(ins.name in seeded if ins.op == "input" else _differentiable(ins) and moving > 0)
+        varies.append(
+            ins.name in seeded if ins.op == "input" else _differentiable(ins) and moving > 0
+        )
         tangents = directions if varies[-1] else 0
-        total += _dense(program, ins, tangents) if ins.op == "dense" else _scalar(ins, moving, tangents)
+        total += (
+            _dense(program, ins, tangents) if ins.op == "dense" else _scalar(ins, moving, tangents)
+        )
     return total
 
 

@@ -50,8 +50,8 @@ def sentence(machine: dict[str, Any]) -> str:
     """The description as one line of Markdown."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     return (
-        f"{machine['processor']}, {machine['cores']} cores, load {machine['load']} at the start and "
-        f"{machine.get('load_after', '?')} at the end; commit {machine['commit']}; "
+        f"{machine['processor']}, {machine['cores']} cores, load {machine['load']} at the start "
+        f"and {machine.get('load_after', '?')} at the end; commit {machine['commit']}; "
         f"Python {machine['python']}, {versions}; {machine['compiler']}"
     )
 

@@ -2,10 +2,10 @@
 
     u = centre + half_range tanh(W3 tanh(W2 tanh(W1 x + b1) + b2) + b3)
 
-Trained by regression on what the analytic backup policy of the same robot does outside of its base
-set, on states of the operating box and along the analytic policy's own rollouts. As in PS2-RL it is
-the recovery half of a hard switch: inside the base set the base controller acts. It exists to be
-timed on realistic rollouts; no bundle is shipped with it.
+Trained by regression on what the analytic backup policy of the same robot does, on states of the
+operating box and along that policy's own rollouts. As in PS2-RL it is the recovery half of a hard
+switch: inside the base set the base controller acts. It exists to be timed on realistic rollouts;
+no bundle is shipped with it.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def imitate(robot: Robot, steps: int, say: Callable[[str], None]) -> NeuralRecov
         loss.backward()
         optimiser.step()
         schedule.step()
-        error = 0.99 * error + 0.01 * float((y.detach() - target[batch]).abs().mean()) if step else 1.0
+        error = (
+            0.99 * error + 0.01 * float((y.detach() - target[batch]).abs().mean()) if step else 1.0
+        )
         if (step + 1) % 1000 == 0:
             say(f"  imitating {robot.name}: step {step + 1}/{steps}, mean error {error:.3f}")
     first, *others = layers

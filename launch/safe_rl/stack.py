@@ -106,6 +106,7 @@ def stack(
     lockstep = lockstep and simulated
     common: dict[str, Value] = {
         "bundle": bundle or BUNDLES[robot],
+        "robot": robot,
         "lockstep": lockstep,
         "use_sim_time": simulated,
     }

@@ -56,6 +56,11 @@ def run(args: argparse.Namespace) -> int:
     from safe_rl.runner import launch
 
     bundle = Bundle.load(args.bundle or BUNDLES[args.robot])
+    if bundle.robot != args.robot:
+        raise SafeRLError(
+            f"bundle {bundle.name} is for a {bundle.robot}, not for a {args.robot}; "
+            f"try `safe-rl fly {bundle.robot} --bundle {args.bundle}`"
+        )
     folder = new_folder(args.out, args.robot)
     settings = flight_settings(args, bundle)
     write_json(folder / SETTINGS, settings)

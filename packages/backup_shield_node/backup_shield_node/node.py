@@ -49,7 +49,7 @@ class ShieldNode(StackNode):
 
     def __init__(self) -> None:
         super().__init__("shield")
-        self.declare_parameter("proposal_timeout", 0.2)
+        self.declare_parameter("proposal_timeout", 2.0)
 
     def configure(self) -> None:
         """Load, compile and self-test the shield; build every message once."""

@@ -1,12 +1,37 @@
 """The run-time half of safe_rl: programs, kernels, shield. No torch, no rclpy.
 
-from safe_rl_core import Bundle, Shield
-result = Shield(Bundle.load("models/quadrotor_powerloop")).step(x, u)
+    from safe_rl_core import Bundle, Shield
+    result = Shield(Bundle.load("models/quadrotor_powerloop")).step(x, u)
+
+The names below are loaded when they are first used, so that a launch file can import the package
+without the solver and the inference runtime.
 """
 
-from safe_rl_core.bundle import Bundle
-from safe_rl_core.errors import SafeRLError
-from safe_rl_core.policy import Policy
-from safe_rl_core.shield import Reason, Shield, ShieldResult, Verdict
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safe_rl_core.bundle import Bundle
+    from safe_rl_core.errors import SafeRLError
+    from safe_rl_core.policy import Policy
+    from safe_rl_core.shield import Reason, Shield, ShieldResult, Verdict
 
 __all__ = ["Bundle", "Policy", "Reason", "SafeRLError", "Shield", "ShieldResult", "Verdict"]
+
+_HOMES = {
+    "Bundle": "bundle",
+    "Policy": "policy",
+    "Reason": "shield",
+    "SafeRLError": "errors",
+    "Shield": "shield",
+    "ShieldResult": "shield",
+    "Verdict": "shield",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'safe_rl_core' has no attribute '{name}'")
+    return getattr(import_module(f"safe_rl_core.{_HOMES[name]}"), name)

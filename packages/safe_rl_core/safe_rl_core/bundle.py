@@ -1,8 +1,8 @@
 """A bundle: everything that one shielded robot consists of, in one folder, bound by hashes.
 
-    bundle.yaml    names, units, bounds, period, theorem parameters, certificate (see
-    models/README) program.txt    the traced mathematics (program.py); program.weights.npz holds
-    network weights policy.onnx    the task policy, normalisation inside
+    bundle.yaml    names, units, bounds, period, theorem parameters, certificate
+    program.txt    the traced mathematics (program.py); program.weights.npz for its networks
+    policy.onnx    the task policy, normalisation inside
     CARD.md        for people: what it is, how it was made, what is known about it
     SHA256SUMS     the hash of every file above; its own hash is the bundle's
 
@@ -149,7 +149,7 @@ class Bundle:
             data = yaml.safe_load(text)
             program = Program.load(path / "program.txt")
             bundle = _from_mapping(path, data, program, hashes, own)
-        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{path / 'bundle.yaml'} cannot be read: {error!r}") from error
         except ProgramError as error:
             raise BundleError(f"{path}: {error}") from error
@@ -266,6 +266,13 @@ def _check_shapes(bundle: Bundle) -> None:
         "observation": ({"x": n, "t": 1}, len(bundle.task.observation)),
         "reward": ({"x_next": n, "u": m, "t": 1}, 1),
     }
+    for name in ("initial_state", "operating_state"):
+        function = bundle.program.functions.get(name)
+        size = dict(function.inputs).get("w", 0) if function else 0
+        expected[name] = ({"w": size}, n)
+    unknown = set(bundle.task.tracked) - {channel.name for channel in bundle.states}
+    if unknown:
+        raise BundleError(f"{bundle.path}: task.tracked names no state: {sorted(unknown)}")
     for name, (inputs, outputs) in expected.items():
         function = bundle.program.functions.get(name)
         if function is None:

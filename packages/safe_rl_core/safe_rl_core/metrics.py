@@ -36,7 +36,7 @@ def quantiles(values: Array) -> dict[str, float] | None:
 
 
 def safe_rows(bundle: Bundle, log: FlightLog) -> Array:
-    """h(x) on every true state: (K+1, n_h); a step violates where any entry is negative."""
+    """h(x) on every true state: (K+1, n_h); a state violates unless every entry is >= 0."""
     return bundle.program("safe_set", log.x_true)
 
 
@@ -60,7 +60,7 @@ def summarise(bundle: Bundle, log: FlightLog) -> dict[str, Any]:
         "shielded": shielded,
         "steps": log.steps,
         "duration_s": duration,
-        "violations": int(np.sum(np.any(rows < 0.0, axis=1))),
+        "violations": int(np.sum(~np.all(rows >= 0.0, axis=1))),
         "worst_margin": float(rows[worst]),
         "worst_row": bundle.safe_set_names[int(worst[1])],
         "return": float(rewards.sum()),

@@ -68,8 +68,12 @@ def _check_io(session: onnxruntime.InferenceSession, bundle: Bundle) -> None:
             f"{bundle.policy_path}: expected input and output sizes {expected}, got {found}; this "
             "network was trained for another task or robot"
         )
-    robot = session.get_modelmeta().custom_metadata_map.get("robot", bundle.robot)
-    if robot != bundle.robot:
-        raise BundleError(
-            f"{bundle.policy_path} was trained for '{robot}', the bundle is for '{bundle.robot}'"
-        )
+    metadata = session.get_modelmeta().custom_metadata_map
+    wanted = {"robot": bundle.robot, "task": bundle.task.name, "period_s": f"{bundle.period:g}"}
+    for key, value in wanted.items():
+        got = metadata.get(key, value)
+        if got != value:
+            raise BundleError(
+                f"{bundle.policy_path}: its {key} is '{got}', the bundle's is '{value}'; export "
+                "the bundle with the policy that was trained for it"
+            )

@@ -1,5 +1,4 @@
-"""The traced program: the mathematics of one robot as straight-line code, and its numpy
-evaluation.
+"""The traced program: the mathematics of one robot as straight-line code, evaluated by numpy.
 
 A program is a set of named functions. A function is a list of instructions in static single
 assignment form: instruction k defines value k, from earlier values only. There are no loops and no
@@ -13,9 +12,11 @@ File format, one line each (a `#` starts a comment):
     v0 = input x 0
     v1 = const 0.05
     v2 = mul v0 v1
-    d3 = dense backup.0 tanh v0 v2        # weights backup.0.weight, backup.0.bias of the .npz
-    beside it v4 = element d3 7
+    d3 = dense backup.0 tanh v0 v2
+    v4 = element d3 7
     return v2 v4
+
+The matrices of a dense layer are <layer>.weight and <layer>.bias in the .npz beside the file.
 """
 
 from __future__ import annotations

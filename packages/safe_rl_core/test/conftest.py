@@ -1,26 +1,12 @@
-"""Fixtures: the bundles of this repository, loaded once per test run."""
+"""Fixtures: the bundles of this repository."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import pytest
 from safe_rl_core import Bundle
-
-MODELS = Path(__file__).parents[3] / "models"
-NAMES = (
-    "quadrotor_powerloop",
-    "quadrotor_powerloop_paper",
-    "unicycle_lane",
-    "unicycle_lane_paper",
-)
-
-
-@cache
-def load(name: str) -> Bundle:
-    return Bundle.load(MODELS / name)
+from shipped import NAMES, load
 
 
 @pytest.fixture(params=NAMES)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import MODELS
 from safe_rl_core import Bundle, Policy
 from safe_rl_core.bundle import REQUIRED_FILES, write_sums
 from safe_rl_core.errors import BundleError
+from shipped import MODELS
 
 
 @pytest.fixture
@@ -105,6 +105,40 @@ def test_a_broken_program_is_refused(copy: Path) -> None:
         Bundle.load(copy)
 
 
+def test_a_program_without_starts_is_refused(copy: Path) -> None:
+    text = (copy / "program.txt").read_text()
+    (copy / "program.txt").write_text(text.replace("function initial_state", "function begin"))
+    write_sums(copy)
+    with pytest.raises(BundleError, match="no function 'initial_state'"):
+        Bundle.load(copy)
+
+
+def test_yaml_that_is_no_mapping_is_refused(copy: Path) -> None:
+    (copy / "bundle.yaml").write_text("- a list\n")
+    write_sums(copy)
+    with pytest.raises(BundleError, match="cannot be read"):
+        Bundle.load(copy)
+
+
+def test_a_tracked_name_must_be_a_state(copy: Path, unicycle: Bundle) -> None:
+    task = yaml.safe_load((copy / "bundle.yaml").read_text())["task"]
+    edit(copy, task=task | {"tracked": ["altitude"]})
+    with pytest.raises(BundleError, match="tracked names no state: .'altitude'"):
+        Bundle.load(copy)
+
+
+def test_a_policy_of_another_period_is_refused(unicycle: Bundle) -> None:
+    with pytest.raises(BundleError, match="its period_s is '0.05', the bundle's is '0.1'"):
+        Policy(replace(unicycle, period=0.1))
+
+
+def test_unknown_names_of_the_package_are_said_to_be_unknown() -> None:
+    import safe_rl_core
+
+    with pytest.raises(AttributeError, match="no attribute 'Sword'"):
+        _ = safe_rl_core.Sword
+
+
 def test_the_policy_of_another_robot_is_refused(copy: Path) -> None:
     shutil.copyfile(MODELS / "quadrotor_powerloop" / "policy.onnx", copy / "policy.onnx")
     write_sums(copy)
@@ -137,7 +171,7 @@ def test_a_name_is_found_in_an_installed_prefix(
 def test_a_policy_of_another_robot_with_the_same_sizes_is_refused(
     copy: Path, unicycle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(BundleError, match="was trained for 'unicycle', the bundle is for 'boat'"):
+    with pytest.raises(BundleError, match="its robot is 'unicycle', the bundle's is 'boat'"):
         Policy(replace(unicycle, robot="boat"))
 
 

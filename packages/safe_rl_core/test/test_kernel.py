@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import load
 from safe_rl_core import Bundle
 from safe_rl_core.errors import KernelError
 from safe_rl_core.kernel import Compiled, build
 from safe_rl_core.kernel.kernel import compare, self_test_points
 from safe_rl_core.loop import recoverable_state
+from shipped import load
 
 
 def test_values_equal_the_interpreter(bundle: Bundle) -> None:

@@ -6,9 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import load
 from safe_rl_core.kernel import Rows
 from safe_rl_core.projection import SLOTS, Projection
+from shipped import load
 
 
 def enumerate_projection(a: np.ndarray, b: np.ndarray, v_d: np.ndarray) -> np.ndarray | None:

@@ -14,6 +14,19 @@ PROBE = (
 )
 
 
+def test_a_launch_file_needs_neither_solver_nor_inference() -> None:
+    """`ros2 launch` may run in a Python that has only ROS: the node list must load there."""
+    probe = (
+        "import sys\n"
+        "for name in ('osqp', 'onnxruntime', 'scipy'): sys.modules[name] = None\n"
+        "import safe_rl.stack, safe_rl_core\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import NAMES, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safe_rl_core import Bundle, Reason, Shield, Verdict
@@ -15,6 +14,7 @@ from safe_rl_core.errors import ModelError
 from safe_rl_core.kernel import Rollout
 from safe_rl_core.loop import recoverable_state
 from safe_rl_core.shield import _Candidate
+from shipped import NAMES, load
 
 ANYTHING = st.one_of(
     st.floats(allow_nan=True, allow_infinity=True),

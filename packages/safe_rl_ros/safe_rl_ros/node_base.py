@@ -45,6 +45,7 @@ class StackNode(LifecycleNode):
         super().__init__(name)
         self.declare_parameter("autostart", False)
         self.declare_parameter("bundle", "")
+        self.declare_parameter("robot", "")
         self.declare_parameter("lockstep", False)
         self.declare_parameter("odom_frame", topics.ODOM_FRAME)
         self.declare_parameter("base_frame", topics.BASE_FRAME)
@@ -141,6 +142,7 @@ class StackNode(LifecycleNode):
         """Load the bundle, then the subclass's own; FAILURE with the reason in the log."""
         try:
             self.bundle = Bundle.load(self._bundle_name())
+            self._check_robot()
             self.lockstep = self.param("lockstep")
             self.period_ns = round(self.bundle.period * SECOND)
             self.configure()
@@ -161,6 +163,15 @@ class StackNode(LifecycleNode):
                 "pass -p bundle:=quadrotor_powerloop"
             )
         return name
+
+    def _check_robot(self) -> None:
+        """`robot`, where it is given, says what this stack is wired for."""
+        wanted = self.param("robot")
+        if wanted and wanted != self.bundle.robot:
+            raise SafeRLError(
+                f"this stack is wired for robot '{wanted}', bundle {self.bundle.name} is for "
+                f"'{self.bundle.robot}'; name a bundle of a {wanted}"
+            )
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start listening and speaking; FAILURE with the reason in the log."""

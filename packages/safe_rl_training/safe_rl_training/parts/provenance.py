@@ -57,15 +57,19 @@ def hardware() -> str:
 
 
 def provenance(command: str, seed: int, threads: int) -> dict[str, str]:
-    """The facts of one training run; `git_dirty` is about the sources that are hashed."""
-    status = _git("status", "--porcelain", "--", *(str(root) for root in _ROOTS))
+    """The facts of one training run; `git_dirty` is about the sources that are hashed.
+
+    Installed copies of the sources are outside of git: commit none, dirty unknown.
+    """
+    tracked = _git("ls-files", "--error-unmatch", "--", *(str(root) for root in _ROOTS))
+    status = tracked and _git("status", "--porcelain", "--", *(str(root) for root in _ROOTS))
     return {
         "command": command,
         "seed": str(seed),
         "hardware": hardware(),
         "threads": str(threads),
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "git_commit": _git("rev-parse", "HEAD") or "none",
+        "git_commit": (tracked and _git("rev-parse", "HEAD")) or "none",
         "git_dirty": "unknown" if status is None else str(bool(status)).lower(),
         "source_sha256": source_hash(),
         "torch_version": version("torch"),
