@@ -1,9 +1,11 @@
 """All benchmarks, one after another: `make bench`, or `python benchmarks` in its environment.
 
-python benchmarks                       about ten minutes; tables on stdout, progress on stderr
-python benchmarks --only peers          one question
-python benchmarks --write               and put the tables into benchmarks/README.md
-python benchmarks/peers.py --help       each script also runs alone
+    python benchmarks                       all, ten minutes; progress goes to stderr
+    python benchmarks peers                 one question
+    python benchmarks --write               and put the answers into benchmarks/README.md
+    python benchmarks mismatch --seeds 5    one question with options of its own script
+
+`mismatch` flies thousands of laps and runs only when it is named.
 """
 
 from __future__ import annotations
@@ -14,28 +16,33 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from toolbox import machine
 from toolbox.report import say, write_between_markers
 
 HERE = Path(__file__).parent
 SCRIPTS = ("shield_step", "peers", "ros_round_trip")
+#: Scripts that print a table and nothing else, and the packages that decide what is in it.
+PRINTING = {"mismatch": ("safe_rl_core", "numpy", "pybullet")}
 
 
-def run(name: str, folder: Path, quick: bool) -> dict[str, Any] | None:
-    """The answer of one script; None if it failed (it has said why)."""
+def run(name: str, folder: Path, options: Sequence[str]) -> str | None:
+    """The answer of one script as Markdown; None if it failed (it has said why)."""
     target = folder / f"{name}.json"
-    command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(target)]
-    command += ["--quick"] if quick else []
+    about = machine.describe(PRINTING.get(name, ()))
     start = time.monotonic()
     say(f"==== {name}")
-    code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
-    say(
-        f"==== {name}: {time.monotonic() - start:.0f} s"
-        + (f", FAILED with code {code}" if code else "")
-    )
-    return None if code else json.loads(target.read_text())
+    command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(target), *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    failed = f", FAILED with code {done.returncode}" if done.returncode else ""
+    say(f"==== {name}: {time.monotonic() - start:.0f} s{failed}")
+    if failed:
+        return None
+    if name in PRINTING:
+        return f"{done.stdout.strip()}\n\n{machine.sentence(machine.after(about))}."
+    return json.loads(target.read_text())["markdown"]
 
 
 def main() -> int:
@@ -44,23 +51,30 @@ def main() -> int:
         prog="python benchmarks", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=SCRIPTS, metavar="NAME")
-    parser.add_argument("--quick", action="store_true", help="see that everything works")
+    known = (*SCRIPTS, *PRINTING)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
+    parser.add_argument("--quick", action="store_true", help="only see that everything works")
     parser.add_argument("--json", type=Path, metavar="DIR", help="keep the answers here as JSON")
     parser.add_argument("--write", action="store_true", help="update the tables of README.md")
-    args = parser.parse_args()
+    args, options = parser.parse_known_args()
+    names = args.names or SCRIPTS
+    unknown = [name for name in names if name not in known]
+    if unknown or (options and len(names) > 1):
+        what = f"unknown: {', '.join(unknown)}" if unknown else f"{options} need one NAME"
+        parser.error(f"{what}; names are {', '.join(known)}")
+    options += ["--quick"] if args.quick else []
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.json or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in args.only:
-            answer = run(name, folder, args.quick)
+        for name in names:
+            answer = run(name, folder, options)
             if answer is None:
                 failed = True
                 continue
-            print(f"## {name}\n\n{answer['question']}\n\n{answer['markdown']}\n", flush=True)
+            print(f"## {name}\n\n{answer}\n", flush=True)
             if args.write:
-                write_between_markers(HERE / "README.md", name, answer["markdown"])
+                write_between_markers(HERE / "README.md", name, answer)
     return 1 if failed else 0
 
 

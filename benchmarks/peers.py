@@ -5,7 +5,8 @@ by our kernel, by JAX (scan + linearize + vmap under jit), by numba, and by CasA
 Safety step: from a state and a proposal that must be corrected to a safe action. Ours is the
 kernel called from Python, with its exact active-set projection; beside it the same with OSQP on
 generated rows and exact repair, and the whole Shield.step. Others: OSQP given all of our rows at
-once; JAX with qpax on our rows; JAX with qpax as PS2-RL's released code does it (peer/jax_paper.py).
+once; JAX with qpax on our rows; JAX with qpax as PS2-RL's released code does it
+(peer/jax_paper.py).
 Everybody's states, sensitivities and rows are compared with the program's interpreter before the
 clock starts (to 1e-8 relative, float64). One thread, one core, in turns; no compilation is timed.
 """
@@ -214,10 +215,10 @@ def measure(args: argparse.Namespace) -> Report:
     report.notes.append(
         "Rollouts: fastest / median over all calls, in brackets how many times slower than ours "
         "(fastest over fastest); ours also writes d row / d lateness and finds the worst row. "
-        "Safety steps: per problem the fastest of four, then the median and p99 over the problems. "
-        "Violation: of our rows or the box, in units of v = u / input_scale, where the answer rests "
-        "on the same rows. Unsafe plan: share of answers after which the backup rollout from the "
-        "next state leaves the safe set or misses the base set."
+        "Safety steps: per problem the fastest of four, then the median and p99 over problems. "
+        "Violation: of our rows or the box, in units of v = u / input_scale, where the answer "
+        "rests on the same rows. Unsafe plan: share of answers after which the backup rollout "
+        "from the next state leaves the safe set or misses the base set."
     )
     return report
 

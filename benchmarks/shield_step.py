@@ -26,7 +26,7 @@ machine.one_thread()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
-from safe_rl_core.kernel import Kernel  # noqa: E402
+from safe_rl_core.kernel import Kernel, Rows  # noqa: E402
 from safe_rl_core.projection import TOLERANCE  # noqa: E402
 from safe_rl_core.shield import Reason, Shield  # noqa: E402
 from toolbox.cases import EPISODE, Case, cases, episodes, training_steps  # noqa: E402
@@ -91,13 +91,13 @@ def fly(case: Case, count: int) -> Flown:
     raise AssertionError("episodes never end")
 
 
-def active_set(kernel: Kernel, v_d: Array) -> list[int] | None:
+def active_set(kernel: Kernel, rows: Rows, v_d: Array) -> list[int] | None:
     """Rows that the exact projection of v_d (m,) rests on; None if there is no projection."""
     v, _ = kernel.project(v_d)
     if v is None:
         return None
-    rows = kernel._a.T @ v - kernel._b  # the rows that `kernel.rows` wrote last
-    close = [int(r) for r in np.argsort(np.abs(rows))[: 2 * kernel.m] if abs(rows[r]) < 1e-8]
+    slack = np.abs(rows.a.T @ v - rows.b)
+    close = [int(r) for r in np.argsort(slack)[: 2 * kernel.m] if slack[r] < 1e-8]
     for size in range(1, kernel.m + 1):
         for choice in itertools.combinations(close, size):
             if kernel.repair(v_d, list(choice)) is not None:
@@ -112,9 +112,8 @@ def kernel_times(
     kernel = case.bundle.kernel()
     times: dict[str, list[float]] = {"rows": [], "verify": [], "kernel": [], "projection": []}
     for x, v_d, _ in pairs:
-        kernel.rows(x)
-        slack = kernel.scan(v_d)[1]
-        active = active_set(kernel, v_d) if slack < -TOLERANCE else []
+        rows = kernel.rows(x)
+        active = active_set(kernel, rows, v_d) if kernel.scan(v_d)[1] < -TOLERANCE else []
         if active is None:
             continue
         u = v_d * case.bundle.input_scale
@@ -158,7 +157,7 @@ def measure(args: argparse.Namespace) -> Report:
 
 def _tables(report: Report, results: list[Any], peak: Peak, count: int) -> None:
     kernel = Table(
-        f"Kernel, µs (peak {peak.flop_per_ns:.1f} Gflop/s with {8 * peak.vector_bytes}-bit vectors)",
+        f"Kernel, µs (peak {peak.flop_per_ns:.1f} Gflop/s, {8 * peak.vector_bytes}-bit vectors)",
         ("robot", "Mflop", "limit", "rollout + tangents + rows", "+ scan + projection", "× limit",
          "verification", "× its limit"),
     )  # fmt: skip
@@ -198,10 +197,10 @@ def _tables(report: Report, results: list[Any], peak: Peak, count: int) -> None:
         _targets(report, case, ratio, q["p50"], float(np.median(flown.qp)), flown.worst_violation)
     report.tables += [kernel, step, noise]
     report.notes.append(
-        "The limit counts multiply-adds only, so it is out of reach for the analytic backups: their "
-        "time goes into chains of divisions, square roots and sines that no vector unit shortens, "
-        "and into the call from Python (2 µs). Times are the fastest of 30 per state, then the "
-        "median over 200 states (kernel), or quantiles over all states (Shield.step)."
+        "The limit is the multiply-add rate, so it is out of reach for the analytic backups: "
+        "their time goes into chains of divisions, square roots and sines that no vector shortens, "
+        "and into the calls from Python (1 to 2 µs each). Times are the fastest of 30 per state, "
+        "then the median over 200 states (kernel), or quantiles over all states (Shield.step)."
     )
 
 

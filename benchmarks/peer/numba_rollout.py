@@ -203,7 +203,8 @@ def rollout(x, horizon, keep_safe, keep_base, scale, margin, states, a, b):
     for k in range(horizon + 1):
         safe_set(states[k], rows)
         for i in range(safe):
-            write(k * safe + i, rows[:, i], rows[0, i] - margin[i], keep_safe, first[0], scale, a, b)
+            room = rows[0, i] - margin[i]
+            write(k * safe + i, rows[:, i], room, keep_safe, first[0], scale, a, b)
         if k < horizon:
             policy(states[k], u)
             step(states[k], u, states[k + 1])

@@ -66,8 +66,10 @@ def test_quantiles_of_nothing_are_not_numbers() -> None:
 
 
 def test_a_report_is_markdown_and_json(tmp_path: Path) -> None:
-    machine = {"processor": "p", "cores": 2, "load": 0.1, "commit": "c", "python": "3", "compiler": "cc",
-               "versions": {"numpy": "2"}}  # fmt: skip
+    machine = {
+        "processor": "p", "cores": 2, "load": 0.1, "commit": "c", "python": "3",
+        "compiler": "cc", "versions": {"numpy": "2"},
+    }  # fmt: skip
     report = Report("name", "question?", machine)
     report.tables.append(
         Table("title", ("by", "µs"), [["ours", 12.345], ["theirs", float("nan")]])
@@ -93,7 +95,7 @@ def test_numbers_have_three_digits(cell: float, expected: str) -> None:
 
 def test_every_script_has_its_place_in_the_page() -> None:
     page = (FOLDER / "README.md").read_text()
-    for name in ("shield_step", "peers", "ros_round_trip"):
+    for name in ("shield_step", "peers", "ros_round_trip", "mismatch"):
         assert f"<!-- begin {name} -->" in page and f"<!-- end {name} -->" in page
 
 

@@ -46,6 +46,11 @@ def describe(packages: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
+def after(machine: dict[str, Any]) -> dict[str, Any]:
+    """The description with the load at the end."""
+    return machine | {"load_after": round(os.getloadavg()[0], 1)}
+
+
 def sentence(machine: dict[str, Any]) -> str:
     """The description as one line of Markdown."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())

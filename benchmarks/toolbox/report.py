@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -64,7 +63,7 @@ class Report:
 
     def finish(self) -> Report:
         """Note the load at the end."""
-        self.machine["load_after"] = round(os.getloadavg()[0], 1)
+        self.machine = machine.after(self.machine)
         return self
 
     def markdown(self) -> str:

@@ -16,12 +16,8 @@ from safe_rl_core.errors import SafeRLError
 
 from safe_rl.commands.common import add_parser
 from safe_rl.commands.launch import add_stack_arguments, stack_options
-from safe_rl.commands.report import print_report, say
 from safe_rl.environment import machine, versions
 from safe_rl.json_file import write_json
-from safe_rl.report.build import SETTINGS, build_report
-from safe_rl.report.judgement import judge
-from safe_rl.report.recording import RecordingError
 from safe_rl.stack import BUNDLES
 
 DESCRIPTION = """\
@@ -53,6 +49,11 @@ def add_command(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fly, then report."""
+    # Here, because the robot has `safe-rl launch` without what a report needs.
+    from safe_rl.commands.report import print_report, say
+    from safe_rl.report.build import SETTINGS, build_report
+    from safe_rl.report.judgement import judge
+    from safe_rl.report.recording import RecordingError
     from safe_rl.runner import launch
 
     bundle = Bundle.load(args.bundle or BUNDLES[args.robot])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safe_rl_core.bundle import Bundle
 
 from safe_rl.commands.common import add_parser
-from safe_rl.report.build import Report, build_report
-from safe_rl.report.judgement import certificate_lines, judge
-from safe_rl.report.text import emphasise, flight_rows, print_table
+
+if TYPE_CHECKING:
+    from safe_rl.report.build import Report
 
 DESCRIPTION = """\
 Rebuild summary.json, report.html, overview.png and flight.gif of a run from its recording alone,
@@ -38,6 +38,10 @@ def add_command(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build and print; the exit code of the flight."""
+    # Here, because the robot has `safe-rl launch` without what a report needs.
+    from safe_rl.report.build import build_report
+    from safe_rl.report.judgement import judge
+
     bundle = Bundle.load(args.bundle) if args.bundle else None
     report = build_report(args.run_dir, bundle, film=not args.no_film, say=say)
     print_report(report)
@@ -51,6 +55,9 @@ def say(text: str) -> None:
 
 def print_report(report: Report) -> None:
     """The verdict, the table, the certificate, and where the files are."""
+    from safe_rl.report.judgement import certificate_lines, judge
+    from safe_rl.report.text import emphasise, flight_rows, print_table
+
     summary = report.summary
     judgement = judge(summary)
     certificate, meaning = certificate_lines(summary["certificate"])
