@@ -72,15 +72,12 @@ def rollouts(
     def waited(call: Callable[[Any], Any]) -> Callable[[Array], tuple[Any, ...]]:
         return lambda x: jax.block_until_ready(call(x))
 
-    found = {
-        "CasADi, generated C": casadi_rollout.rows(bundle, folder),
-        "JAX jit": waited(jax_rollout.rows(robot, bundle, jnp.float64)),
-    }
+    found = {"JAX jit": waited(jax_rollout.rows(robot, bundle, jnp.float64))}
     if not quick:
         former = jax_rollout.rows(robot, bundle, jnp.float64, jax_rollout.WHOLE_LOOP)
         found["JAX jit, XLA's former CPU runtime"] = waited(former)
         found["numba, fastmath"] = numba_rollout.rows(bundle)
-    return found
+    return found | {"CasADi, generated C": casadi_rollout.rows(bundle, folder)}
 
 
 def race_rollouts(case: Case, folder: Path, quick: bool) -> dict[str, Array]:

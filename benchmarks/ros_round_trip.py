@@ -33,6 +33,12 @@ HERE = Path(__file__).parent
 PACKAGES = ("safe_rl_core", "safe_rl_ros", "numpy", "onnxruntime", "pybullet", "ros-rclpy")
 BUNDLE = HERE.parent / "models" / "quadrotor_powerloop"
 RATES = (50, 100, 200, 500)
+#: Name, plant and recorder of the stacks that run in lockstep.
+STACKS = (
+    ("whole stack, PyBullet, recorder", "sim", True),
+    ("whole stack, PyBullet, no recorder", "sim", False),
+    ("whole stack, model, recorder", "model", True),
+)
 #: How long the nodes take to come up, for the process that runs beside them.
 STARTING_S = 3.0
 #: The rate whose latency was asked for.
@@ -129,11 +135,7 @@ def _lockstep(report: Report, folder: Path, quick: bool) -> None:
          quantiles(best["round_trip_us"])["p50"]]
     )  # fmt: skip
     figures = {"chain alone": alone}
-    for what, plant, recorded in (
-        ("whole stack, PyBullet, recorder", "sim", True),
-        ("whole stack, PyBullet, no recorder", "sim", False),
-        ("whole stack, model, recorder", "model", True),
-    ):
+    for what, plant, recorded in STACKS[:1] if quick else STACKS:
         rates = []
         for i in range(runs):
             say(f"lockstep, {what}, run {i + 1} of {runs} …")
@@ -156,7 +158,7 @@ def _real_time(report: Report, folder: Path, args: argparse.Namespace) -> None:
         ("rate", "periods", "state to command (shield)", "round trip (vehicle)",
          "unanswered", "vehicle's timer late", "sleeping process late"),
     )  # fmt: skip
-    for rate in RATES:
+    for rate in (ACCEPTED_RATE,) if args.quick else RATES:
         accepted = rate == ACCEPTED_RATE
         periods = 300 if args.quick else args.periods if accepted else min(10 * rate, args.periods)
         say(f"real time, {rate} Hz, {periods} periods …")

@@ -45,7 +45,10 @@ class Echo(Node):
             stamp, numbers = commands.unpack(data)
             out.publish(commands.pack(stamp, numbers))
 
-        on_state = states.unpack if shield else propose
+        def receive(data: bytes) -> None:
+            states.unpack(data)
+
+        on_state = receive if shield else propose
         self.create_subscription(Odometry, topics.STATE, on_state, qos.reliable(), raw=True)
         if shield:
             self.create_subscription(

@@ -128,8 +128,10 @@ class Probe(Node):
             self._clock_out.publish(self._clock)
 
     def _on_tick(self) -> None:
-        self._late.append(1e6 * (time.monotonic() - self._due))
-        self._due += self._interval
+        late = time.monotonic() - self._due
+        self._late.append(1e6 * late)
+        # A timer that is later than its interval leaves out what it has missed.
+        self._due += self._interval * (1 + max(0, int(late / self._interval)))
         if not self.over:
             self._advance()
 

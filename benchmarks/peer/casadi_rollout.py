@@ -35,7 +35,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 def casadi_function(program: Program, name: str) -> Any:
     """One function of a program as a CasADi function of column vectors."""
     function = program.functions[name]
-    kind = ca.MX if any(ins.op == "dense" for ins in function.instructions) else ca.SX
+    kind: Any = ca.MX if any(ins.op == "dense" for ins in function.instructions) else ca.SX
     inputs = {key: kind.sym(key, size) for key, size in function.inputs}
     parts = {key: ca.vertsplit(vector) for key, vector in inputs.items()}
     values: list[Any] = []
@@ -135,13 +135,13 @@ def rows(bundle: Bundle, folder: Path) -> Callable[[Array], tuple[Array, ...]]:
         subprocess.run(command, check=True, capture_output=True)
     finally:
         os.chdir(here)
-    compiled = ca.external("rows", str(folder / "rows.so"))
+    compiled: Any = ca.external("rows", str(folder / "rows.so"))
     x = np.zeros(n)
     outputs = [np.zeros(compiled.size_out(i), order="F") for i in range(4)]
     buffer, trigger = compiled.buffer()
-    buffer.set_arg(0, memoryview(x))
+    buffer.set_arg(0, x.data)
     for i, array in enumerate(outputs):
-        buffer.set_res(i, memoryview(array.T.reshape(-1)))
+        buffer.set_res(i, array.T.reshape(-1).data)
     states, tangents, a, b = outputs
     views = (states.T, tangents.T.reshape(-1, m + 1, n), a.T, b.T[:, 0])
 

@@ -98,6 +98,7 @@ def _composed(
     if isinstance(policy.recovery, NeuralRecovery):
         recovery = _network(policy.recovery, box, dtype)
     else:
+        assert isinstance(policy.recovery, CascadeBackup)
         recovery = _cascade(policy.recovery, box)
     return lambda x: jnp.where(level(x) <= policy.level, base(x), recovery(x)), level
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from safe_rl_core.bundle import Bundle
@@ -52,8 +53,8 @@ def neural_robot(name: str, steps: int = STEPS, say: Callable[[str], None] = pri
     base = robot.base_controller
     assert isinstance(base, LinearFeedback)
     recovery = imitate(robot, steps, say)
-    level = float(robot.base_set.level)
-    return replace(robot, backup_policy=SwitchedBackup(base, level, recovery))
+    base_set: Any = robot.base_set
+    return replace(robot, backup_policy=SwitchedBackup(base, base_set.level, recovery))
 
 
 def neural_bundle(bundle: Bundle, robot: Robot, horizon: int) -> Bundle:

@@ -3,14 +3,16 @@
     minimise ½ |v - v_d|²   subject to   A v >= b        v = u / scale, rows of unit length
 
 The rows of neighbouring nodes are almost parallel, which costs a first-order solver thousands of
-iterations, so OSQP never sees them all: it gets the most violated row, then, if another is still
-violated, that one too (row generation). OSQP's multipliers say which rows are active; on those the
-answer is computed exactly, and accepted only if every row and the box hold to 1e-9
+iterations, so OSQP never sees them all: it gets up to three violated rows, then, if another is
+still violated, that one too (row generation). OSQP's multipliers say which rows are active; on
+those the answer is computed exactly, and accepted only if every row and the box hold to 1e-9
 (kernel.repair). If that fails, the exact active-set method decides over all rows. There is no
 slack variable.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import osqp
@@ -25,6 +27,8 @@ Array = NDArray[np.float64]
 SLOTS = 6
 #: Slack below which a row counts as violated, in units of v.
 TOLERANCE = 1e-9
+#: Rows that are collected before OSQP is asked for the first time.
+GATHERED = 3
 _NONE = -1.0e20
 
 
@@ -64,19 +68,13 @@ class Projection:
 
     def __call__(self, rows: Rows, v_d: Array, row: int) -> Array | None:
         """The projection of v_d (m,), whose most violated row is `row`; None if there is none."""
-        slots: list[int] = []
         self._matrix[:SLOTS] = 0.0
         self._low[:SLOTS] = _NONE
-        for _ in range(SLOTS):
-            if row >= self._first_box_row:
-                answer = self._solve(v_d)
-            else:
-                if row in slots:
-                    break
-                self._matrix[len(slots)] = rows.a[:, row]
-                self._low[len(slots)] = rows.b[row]
-                slots.append(row)
-                answer = self._solve(v_d)
+        slots = self._gather(rows, v_d, row)
+        for k, gathered in enumerate(slots):
+            self._fill(k, rows, gathered)
+        while True:
+            answer = self._solve(v_d)
             if answer is None:
                 break
             v, multipliers = answer
@@ -84,10 +82,38 @@ class Projection:
             if exact is not None:
                 return exact.copy()
             row, slack = self._kernel.scan(v)
-            if row >= self._first_box_row or slack >= -TOLERANCE:
+            if len(slots) == SLOTS or slack >= -TOLERANCE or not self._new(row, slots):
                 break
+            self._fill(len(slots), rows, row)
+            slots.append(row)
         exact, _ = self._kernel.project(v_d)
         return None if exact is None else exact.copy()
+
+    def _gather(self, rows: Rows, v_d: Array, row: int) -> list[int]:
+        """Rows that are likely to matter: those met on the way when v_d is moved onto the most
+        violated row and into the box, again and again. Cheaper than finding them with OSQP.
+        """
+        slots: list[int] = []
+        low, high = self._low[SLOTS:], self._high[SLOTS:]
+        v, slack = v_d, -math.inf
+        while len(slots) < GATHERED and slack < -TOLERANCE:
+            if row < self._first_box_row:
+                if row in slots:
+                    break
+                slots.append(row)
+                normal = rows.a[:, row]
+                v = v + (rows.b[row] - normal @ v) * normal
+            v = np.minimum(np.maximum(v, low), high)
+            row, slack = self._kernel.scan(v)
+        return slots
+
+    def _new(self, row: int, slots: list[int]) -> bool:
+        """Worth a slot: no row of the box, which OSQP always has, and not there yet."""
+        return row < self._first_box_row and row not in slots
+
+    def _fill(self, slot: int, rows: Rows, row: int) -> None:
+        self._matrix[slot] = rows.a[:, row]
+        self._low[slot] = rows.b[row]
 
     def _solve(self, v_d: Array) -> tuple[Array, Array] | None:
         self._solver.update(q=-v_d, l=self._low, Ax=self._matrix.T[self._order])
