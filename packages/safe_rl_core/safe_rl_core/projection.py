@@ -23,12 +23,14 @@ from safe_rl_core.kernel import Kernel, Rows
 
 Array = NDArray[np.float64]
 
-#: Rows that OSQP can hold; more rounds than this never helped in 24 000 stress problems.
-SLOTS = 6
+#: How often OSQP is asked before the exact method takes over.
+CALLS = 2
 #: Slack below which a row counts as violated, in units of v.
 TOLERANCE = 1e-9
 #: Rows that are collected before OSQP is asked for the first time.
 GATHERED = 3
+#: Rows that OSQP can hold.
+SLOTS = GATHERED + CALLS
 _NONE = -1.0e20
 
 
@@ -70,10 +72,12 @@ class Projection:
         """The projection of v_d (m,), whose most violated row is `row`; None if there is none."""
         self._matrix[:SLOTS] = 0.0
         self._low[:SLOTS] = _NONE
-        slots = self._gather(rows, v_d, row)
+        slots, v = self._gather(rows, v_d, row)
+        if not slots:
+            return v
         for k, gathered in enumerate(slots):
             self._fill(k, rows, gathered)
-        while True:
+        for _ in range(CALLS):
             answer = self._solve(v_d)
             if answer is None:
                 break
@@ -82,16 +86,19 @@ class Projection:
             if exact is not None:
                 return exact.copy()
             row, slack = self._kernel.scan(v)
-            if len(slots) == SLOTS or slack >= -TOLERANCE or not self._new(row, slots):
+            if slack >= -TOLERANCE or not self._new(row, slots):
                 break
             self._fill(len(slots), rows, row)
             slots.append(row)
         exact, _ = self._kernel.project(v_d)
         return None if exact is None else exact.copy()
 
-    def _gather(self, rows: Rows, v_d: Array, row: int) -> list[int]:
-        """Rows that are likely to matter: those met on the way when v_d is moved onto the most
-        violated row and into the box, again and again. Cheaper than finding them with OSQP.
+    def _gather(self, rows: Rows, v_d: Array, row: int) -> tuple[list[int], Array]:
+        """Rows that are likely to matter, and the point that was reached.
+
+        They are those met on the way when v_d is moved onto the most violated row and into the
+        box, again and again: cheaper than finding them with OSQP. Without any, the point is v_d
+        moved into the box, and that is the projection.
         """
         slots: list[int] = []
         low, high = self._low[SLOTS:], self._high[SLOTS:]
@@ -105,7 +112,7 @@ class Projection:
                 v = v + (rows.b[row] - normal @ v) * normal
             v = np.minimum(np.maximum(v, low), high)
             row, slack = self._kernel.scan(v)
-        return slots
+        return slots, v
 
     def _new(self, row: int, slots: list[int]) -> bool:
         """Worth a slot: no row of the box, which OSQP always has, and not there yet."""

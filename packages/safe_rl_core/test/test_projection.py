@@ -95,6 +95,30 @@ def test_the_solver_may_say_anything(monkeypatch: pytest.MonkeyPatch) -> None:
             assert np.linalg.norm(v - twin) <= 1e-6
 
 
+def test_only_the_box_in_the_way() -> None:
+    written, projection, _, _ = problem("unicycle_lane", np.random.default_rng(0), 4, False, -3.0)
+    v_d = np.array([5.0, -0.25])
+    row, _ = projection._kernel.scan(v_d)
+    assert projection(written, v_d, row).tolist() == [1.0, -0.25]
+
+
+def test_an_answer_that_is_not_a_number_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        x, y = np.full(2, np.nan), np.zeros(SLOTS + 2)
+
+        def update(self, **_: object) -> None: ...
+
+        def solve(self, raise_error: bool) -> Broken:
+            return self
+
+    written, projection, a, b = problem("unicycle_lane", np.random.default_rng(3), 6, False)
+    monkeypatch.setattr(projection, "_solver", Broken())
+    v_d = np.array([1.5, -1.5])
+    row, _ = projection._kernel.scan(v_d)
+    v, twin = projection(written, v_d, row), enumerate_projection(a, b, v_d)
+    assert (v is None) == (twin is None)
+
+
 def test_a_point_that_meets_all_rows_is_its_own_projection() -> None:
     written, projection, a, b = problem("unicycle_lane", np.random.default_rng(0), 4, False, -0.1)
     inside = enumerate_projection(a, b, np.zeros(2))
