@@ -96,7 +96,8 @@ def test_the_solver_may_say_anything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_the_box_in_the_way() -> None:
-    written, projection, _, _ = problem("unicycle_lane", np.random.default_rng(0), 4, False, -3.0)
+    written, projection, _, _ = problem("unicycle_lane", np.random.default_rng(0), 4, False, -0.1)
+    written.b[:4] = -9.0
     v_d = np.array([5.0, -0.25])
     row, _ = projection._kernel.scan(v_d)
     assert projection(written, v_d, row).tolist() == [1.0, -0.25]
