@@ -1,6 +1,6 @@
 """Make `.venv` fit the checkout: wheels as pinned, our packages as they are on disk now.
 
-    python3.11 requirements/environment.py run   called by `make run`; also test, train, bench, lint
+    python3.11 requirements/environment.py run   as `make run` does; also test, train, bench, lint
 
 What is already right is left alone (told by hashes kept in .venv), so a second call takes a
 fraction of a second. Needs only a bare Python: of 3.10 or 3.11, or 3.12 with a C++ compiler.
