@@ -53,7 +53,7 @@ def ros_environment(*, private: bool = True) -> dict[str, str]:
     if private:
         defaults["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
         # Domains above 101 share their ports with those that Linux hands out by itself.
-        defaults["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
+        defaults["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 50)
     return defaults | {name: value for name, value in os.environ.items() if value}
 
 
