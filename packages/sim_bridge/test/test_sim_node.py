@@ -64,18 +64,26 @@ def test_two_lockstep_runs_are_the_same_bit_for_bit_whoever_starts_first(plant):
     first = flight(plant=plant)
     second = flight(plant=plant, order=("sim", "shield", "policy"))
     assert first[2] == second[2] == 0, first[3]
-    assert sorted(first[0]) == [k * PERIOD_NS for k in range(106)] != []
-    assert first[0] == second[0] and first[1] == second[1]
+    # How early this test comes to listen is up to discovery: what both runs heard must agree.
+    for one, other in zip(first[:2], second[:2], strict=True):
+        heard = one.keys() & other.keys()
+        assert len(heard) > 80 and max(heard) >= 105 * PERIOD_NS
+        assert heard <= {k * PERIOD_NS for k in range(108)}
+        assert all(one[stamp] == other[stamp] for stamp in heard)
     assert "lap 1/1" in first[3] and "no violation" in first[3]
 
 
 def test_the_unicycle_drives_on_speed_set_points():
     commands, truth, code, text = flight("cmd_vel", bundle=UNICYCLE)
     assert code == 0, text
-    delay, speeds = Bundle.load(UNICYCLE).delay_steps, [truth[k][7] for k in sorted(truth)]
-    for k, stamp in enumerate(sorted(commands)[:150]):
-        gained = speeds[k + delay + 1] - speeds[k + delay]
-        assert commands[stamp][0] - speeds[k] == pytest.approx(gained, abs=1e-9)
+    delay = Bundle.load(UNICYCLE).delay_steps
+    v = {stamp: numbers[7] for stamp, numbers in truth.items()}
+    period = round(Bundle.load(UNICYCLE).period * 10**9)
+    heard = [s for s in commands if {s, s + delay * period, s + (delay + 1) * period} <= v.keys()]
+    assert len(heard) > 100
+    for stamp in heard:
+        gained = v[stamp + (delay + 1) * period] - v[stamp + delay * period]
+        assert commands[stamp][0] - v[stamp] == pytest.approx(gained, abs=1e-9)
 
 
 def test_lockstep_a_killed_policy_is_replaced_in_the_next_period_and_nothing_breaks():
