@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import selectors
@@ -13,11 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
+from safe_rl_ros.parent import dies_with_this_process
+
 from safe_rl.stack import NodeSpec, Value
 
 LAST_LINES = 15
-PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 Echo = Callable[[str], None]
 
@@ -39,13 +38,6 @@ def command(spec: NodeSpec) -> list[str]:
     return words
 
 
-def _die_with(parent: int) -> None:
-    """In the new process: be killed when `parent` dies, whatever it died of (Linux)."""
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 class Child:
     """A running node in a process group of its own, and its output as lines."""
 
@@ -55,7 +47,6 @@ class Child:
         self._echo = echo
         self._rest = b""
         self._started = time.monotonic()
-        parent = os.getpid()
         self._process = subprocess.Popen(
             command(spec),
             env=dict(env),
@@ -63,8 +54,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # Safe beside threads: it makes two system calls and touches no lock.
-            preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509
+            preexec_fn=dies_with_this_process(),  # noqa: PLW1509
         )
         assert self._process.stdout is not None
         self._pipe = self._process.stdout

@@ -195,10 +195,10 @@ class ShieldNode(StackNode):
         return self._fixed | {"latency_us": round(self._latency_us, 1)}
 
 
-def main() -> int:
+def main() -> None:
     """Entry point of the executable `shield`."""
-    return run(ShieldNode)
+    run(ShieldNode)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

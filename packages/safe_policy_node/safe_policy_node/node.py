@@ -99,10 +99,10 @@ class PolicyNode(StackNode):
         return {"bundle_hash": self.bundle.hash, "act_us": round(self._act_us, 1)}
 
 
-def main() -> int:
+def main() -> None:
     """Entry point of the executable `policy`."""
-    return run(PolicyNode)
+    run(PolicyNode)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

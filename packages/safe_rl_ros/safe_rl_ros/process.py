@@ -1,16 +1,21 @@
 """One node in one process: executor, spin loop, signals, exit code.
 
 The events executor is always spun with a timeout: an untimed wait of it never returns. Signals are
-taken here and not by rclpy, so that a node still has its publishers when it closes.
+taken here and not by rclpy, so that a node still has its publishers when it closes. The executor
+lets go of the node before the node's parts are destroyed: until then the middleware's threads
+still call into it.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import rclpy
 from rclpy.exceptions import ParameterException
@@ -33,8 +38,23 @@ def make_executor(context: rclpy.Context | None = None) -> Executor:
     return EventsExecutor(context=context)
 
 
-def run(node_class: Callable[[], StackNode], args: Sequence[str] | None = None) -> int:
-    """Run one node until it ends by itself or a signal ends it; the process's exit code."""
+def run(node_class: Callable[[], StackNode], args: Sequence[str] | None = None) -> NoReturn:
+    """Run one node until it ends by itself or a signal ends it, then end the process.
+
+    It ends without the static destructors of its libraries, whose order nobody defines. So the
+    node is collected before that: only then the middleware gives its shared memory back.
+    """
+    faulthandler.enable()
+    code = _run(node_class, args)
+    gc.unfreeze()
+    gc.collect()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run(node_class: Callable[[], StackNode], args: Sequence[str] | None) -> int:
+    """The exit code of the node."""
     if os.environ.get("ROS_PYTHON_CHECK_FIELDS") != "1":
         print(
             "warning: ROS_PYTHON_CHECK_FIELDS is not 1: a wrongly typed number in a message "
@@ -43,7 +63,7 @@ def run(node_class: Callable[[], StackNode], args: Sequence[str] | None = None) 
         )
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     stop = _StopFlag()
-    node = None
+    node = executor = None
     try:
         node = node_class()
         executor = make_executor()
@@ -57,6 +77,8 @@ def run(node_class: Callable[[], StackNode], args: Sequence[str] | None = None) 
         print(f"{sys.argv[0]}: {error}", file=sys.stderr)
         return EXIT_BAD_SETUP
     finally:
+        if executor is not None:
+            executor.shutdown()
         if node is not None:
             node.close()
             node.destroy_node()

@@ -154,10 +154,10 @@ class RecorderNode(StackNode):
         return {"written": self._log.written, "file": str(self._log.path)}
 
 
-def main() -> int:
+def main() -> None:
     """Entry point of the executable `recorder`."""
-    return run(RecorderNode)
+    run(RecorderNode)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

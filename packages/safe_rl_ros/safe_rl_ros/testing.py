@@ -25,10 +25,12 @@ from types import TracebackType
 from typing import IO, Any
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
-from safe_rl_ros import qos
+from safe_rl_ros import qos, topics
+from safe_rl_ros.parent import dies_with_this_process
 from safe_rl_ros.process import make_executor
 
 # Domains to choose from, "first-last"; others are left to whatever else runs on this machine.
@@ -46,7 +48,7 @@ class Process:
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdout=self._log, stderr=subprocess.STDOUT, env=dict(environment),
-            start_new_session=True,
+            start_new_session=True, preexec_fn=dies_with_this_process(),  # noqa: PLW1509
         )  # fmt: skip
 
     @property
@@ -127,6 +129,7 @@ class Stack:
                 process.ends()
             if kind is not None:
                 print(f"---- {process.module}\n{process.text}")
+        self._executor.shutdown()
         self.node.destroy_node()
         rclpy.try_shutdown(context=self._context)
         self._lock.close()
@@ -178,6 +181,15 @@ class Stack:
     def connected(self, publisher: Any, listeners: int = 1) -> None:
         """Wait until a publisher of the probe has this many subscribers."""
         self.until(lambda: publisher.get_subscription_count() >= listeners)
+
+    def known_to(self, *names: str) -> None:
+        """Wait until these nodes send all that the probe listens to so far.
+
+        Subscriptions become known to a node in the order in which they are made, so hearing it on
+        the last of them proves the others.
+        """
+        heard = self.listen(DiagnosticArray, topics.DIAGNOSTICS)
+        self.until(lambda: set(names) <= {m.status[0].name.partition(":")[0] for _, m in heard})
 
     def call(self, kind: type, service: str, request: Any) -> Any:
         """Call a service and return its answer."""

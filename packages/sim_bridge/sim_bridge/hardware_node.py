@@ -164,10 +164,10 @@ class HardwareNode(StackNode):
         return diagnostics.OK, "armed"
 
 
-def main() -> int:
+def main() -> None:
     """Entry point of the executable `hardware`."""
-    return run(HardwareNode)
+    run(HardwareNode)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

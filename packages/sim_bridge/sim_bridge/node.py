@@ -258,10 +258,10 @@ class SimNode(StackNode):
         }
 
 
-def main() -> int:
+def main() -> None:
     """Entry point of the executable `sim`."""
-    return run(SimNode)
+    run(SimNode)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()
