@@ -29,9 +29,9 @@ STARTS = ("task", "recoverable")
 class Scenario:
     """What to fly.
 
-    `bundle`: its folder; `plant`: "model" or "bullet"; `steps`: periods per episode; `start`:
-    "task" (the task's own) or "recoverable" (anywhere in the operating box with a verified backup
-    plan).
+    `bundle`: its folder; `plant`: "model", "bullet" or "assumed"; `steps`: periods per episode;
+    `start`: "task" (the task's own) or "recoverable" (anywhere in the operating box with a
+    verified backup plan); `adversary`, `scale`: how "assumed" uses its bounds.
     """
 
     bundle: str
@@ -40,8 +40,10 @@ class Scenario:
     shielded: bool
     steps: int
     start: str
-    noise: float
-    delay_steps: int
+    noise: float = 0.0
+    delay_steps: int = 0
+    adversary: str = "corner"
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Runner:
         self.bundle = Bundle.load(scenario.bundle)
         self.shield = Shield(self.bundle) if scenario.shielded else None
         self._policy = Policy(self.bundle) if scenario.policy == "onnx" else None
-        options = {"noise": scenario.noise, "delay_steps": scenario.delay_steps}
+        names = ("noise", "delay_steps", "adversary", "scale")
+        options = {name: getattr(scenario, name) for name in names}
         self._plant = simulated.make(self.bundle, scenario.plant, **options)
 
     def fly(self, seed: int) -> FlightLog:

@@ -18,7 +18,7 @@ from safe_rl_core.errors import SafeRLError
 
 #: Robot -> the bundle it flies with when no other is named.
 BUNDLES: Mapping[str, str] = {"quadrotor": "quadrotor_powerloop", "unicycle": "unicycle_lane"}
-PLANTS = ("sim", "bullet", "model", "hardware")
+PLANTS = ("sim", "bullet", "model", "assumed", "hardware")
 
 Value = bool | int | float | str | tuple[str, ...]
 
@@ -88,7 +88,8 @@ def stack(
 ) -> tuple[NodeSpec, ...]:
     """The nodes of `robot`'s stack.
 
-    plant     "sim" (= "bullet"), "model" (the bundle's own dynamics), or "hardware"
+    plant     "sim" (= "bullet"), "model" (the bundle's own dynamics), "assumed" (the model on the
+              edge of what the bundle's certificate assumes), or "hardware"
     bundle    name or folder of a bundle; the robot's own if None
     record    folder for the recording; no recorder if None
     laps      0 means as many as the bundle's task says

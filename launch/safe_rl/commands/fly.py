@@ -35,7 +35,7 @@ Exit code: 0 only when the flight is complete, every node lived, and nothing was
 def add_command(subparsers: Any) -> None:
     """Add `fly` to the command line."""
     parser = add_parser(subparsers, "fly", "fly, record and judge one flight", DESCRIPTION)
-    add_stack_arguments(parser, ("sim", "bullet", "model"))
+    add_stack_arguments(parser, ("sim", "bullet", "model", "assumed"))
     parser.add_argument(
         "--out",
         type=Path,

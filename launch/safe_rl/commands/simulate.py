@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_rl_core.adversary import KINDS
+from safe_rl_core.assumed import ADVERSARIES
 from safe_rl_core.bundle import Bundle
 from safe_rl_core.errors import BundleError, SafeRLError
 
@@ -31,7 +32,8 @@ interventions, time of the shield.
   safe-rl simulate quadrotor_powerloop --plant bullet --laps 5 --episodes 20 --no-shield
 
 Plants: 'model' is the bundle's own equations, 'bullet' full physics in PyBullet that the shield
-never reads, 'paper' the published equations (flies the bundle's paper variant).
+never reads, 'paper' the published equations (flies the bundle's paper variant), 'assumed' the
+model with disturbance, estimate error and delay on the edge of what a certificate assumes.
 Episode i of seed S is the flight with seed S + i, whatever the number of jobs.
 Exit code: 0 when shielded and nothing was violated, 1 after a violation behind the shield; without
 the shield 0.
@@ -46,7 +48,8 @@ def add_command(subparsers: Any) -> None:
     parser.add_argument(
         "--seed", type=whole(0), default=0, metavar="S", help="first seed, default 0"
     )
-    parser.add_argument("--plant", choices=("paper", "model", "bullet"), default="model")
+    plants = ("paper", "model", "bullet", "assumed")
+    parser.add_argument("--plant", choices=plants, default="model")
     parser.add_argument(
         "--policy",
         choices=KINDS,
@@ -69,6 +72,14 @@ def add_command(subparsers: Any) -> None:
     parser.add_argument(
         "--delay-steps", type=whole(0), default=0, metavar="K",
         help="bullet only: command delay in control periods, default 0",
+    )  # fmt: skip
+    parser.add_argument(
+        "--adversary", choices=ADVERSARIES, default="corner",
+        help="assumed only: how disturbance and estimate error are chosen, default corner",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scale", type=not_negative, default=1.0, metavar="X",
+        help="assumed only: multiple of the assumed bounds, default 1; above 1 nothing is proved",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every score there")
     parser.add_argument(
@@ -138,7 +149,7 @@ def make_scenario(args: argparse.Namespace, bundle: Bundle) -> Scenario:
         raise BundleError(f"the task {bundle.task.name} has no laps; leave --laps out")
     return Scenario(
         bundle=str(bundle.path),
-        plant="bullet" if args.plant == "bullet" else "model",
+        plant="model" if args.plant == "paper" else args.plant,
         policy=args.policy,
         shielded=not args.no_shield,
         steps=Flight(bundle, args.laps).steps
@@ -147,6 +158,8 @@ def make_scenario(args: argparse.Namespace, bundle: Bundle) -> Scenario:
         start=args.start or ("task" if args.policy == "onnx" else "recoverable"),
         noise=args.noise,
         delay_steps=args.delay_steps,
+        adversary=args.adversary,
+        scale=args.scale,
     )
 
 
@@ -181,6 +194,8 @@ def _finish(
             "steps_per_episode": scenario.steps,
             "noise": args.noise,
             "delay_steps": args.delay_steps,
+            "adversary": args.adversary,
+            "scale": args.scale,
             "slack_variables": 0,
         }
         machinery = {"wall_s": seconds, "machine": machine(), "versions": versions()}

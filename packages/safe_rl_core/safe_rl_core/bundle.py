@@ -2,6 +2,7 @@
 
     bundle.yaml    names, units, bounds, period, theorem parameters, certificate
     program.txt    the traced mathematics (program.py); program.weights.npz for its networks
+    certificate.*  where it says `certificate: robust`: assumptions and derived bounds
     policy.onnx    the task policy, normalisation inside
     CARD.md        for people: what it is, how it was made, what is known about it
     SHA256SUMS     the hash of every file above; its own hash is the bundle's
@@ -15,7 +16,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from safe_rl_core.errors import BundleError, ProgramError
+from safe_rl_core.certificate import JSON_FILE, TABLES_FILE, Certificate
+from safe_rl_core.errors import BundleError, CertificateError, ProgramError
 from safe_rl_core.kernel import Compiled, Kernel
 from safe_rl_core.program import Program
 
@@ -32,6 +34,8 @@ Array = NDArray[np.float64]
 
 FORMAT = "safe_rl_bundle 1"
 SUMS = "SHA256SUMS"
+#: What `certificate` in bundle.yaml may say.
+NOMINAL, ROBUST = "none (nominal)", "robust"
 REQUIRED_FILES = ("bundle.yaml", "program.txt", "policy.onnx", "CARD.md")
 #: Every safe row keeps at least this distance, so that rounding can never cost a violation.
 NUMERICAL_MARGIN = 1e-6
@@ -61,7 +65,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded and checked bundle. Arrays are float64; m inputs, n states, n_h safe rows."""
+    """A loaded and checked bundle. Arrays are float64; m inputs, n states, n_h safe rows.
+
+    `assumptions`: what a certificate is to be derived from, as in bundle.yaml; None for a nominal
+    bundle. `robust`: the certificate, where there is one.
+    """
 
     path: Path
     name: str
@@ -85,6 +93,8 @@ class Bundle:
     program: Program
     hashes: Mapping[str, str]
     hash: str
+    assumptions: Mapping[str, Any] | None = None
+    robust: Certificate | None = None
 
     @property
     def input_low(self) -> Array:
@@ -154,7 +164,11 @@ class Bundle:
         except ProgramError as error:
             raise BundleError(f"{path}: {error}") from error
         _check_shapes(bundle)
-        return bundle
+        if bundle.certificate == NOMINAL:
+            return bundle
+        certificate = Certificate.load(path)
+        _check_certificate(bundle, certificate)
+        return replace(bundle, robust=certificate)
 
 
 def find(source: str | Path) -> Path:
@@ -180,6 +194,16 @@ def write_sums(path: Path) -> None:
     """Write SHA256SUMS over every file of a bundle folder (`sha256sum -c` can check it)."""
     names = sorted(p.name for p in path.iterdir() if p.is_file() and p.name != SUMS)
     (path / SUMS).write_text("".join(f"{file_hash(path / n)}  {n}\n" for n in names))
+
+
+def certify(path: Path, certificate: Certificate) -> Bundle:
+    """Put a certificate into a bundle's folder and bind it with the hashes; returns the bundle."""
+    certificate.save(path)
+    text = (path / "bundle.yaml").read_text()
+    changed = text.replace(f"certificate: {NOMINAL}\n", f"certificate: {ROBUST}\n")
+    (path / "bundle.yaml").write_text(changed)
+    write_sums(path)
+    return Bundle.load(path)
 
 
 def _check_files(path: Path) -> tuple[dict[str, str], str]:
@@ -245,6 +269,7 @@ def _from_mapping(
         program=program,
         hashes=dict(hashes),
         hash=own,
+        assumptions=data.get("assumptions"),
     )
 
 
@@ -273,15 +298,7 @@ def _check_shapes(bundle: Bundle) -> None:
     unknown = set(bundle.task.tracked) - {channel.name for channel in bundle.states}
     if unknown:
         raise BundleError(f"{bundle.path}: task.tracked names no state: {sorted(unknown)}")
-    for name, (inputs, outputs) in expected.items():
-        function = bundle.program.functions.get(name)
-        if function is None:
-            raise BundleError(f"{bundle.path}: program.txt has no function '{name}'")
-        if dict(function.inputs) != inputs or function.output_size != outputs:
-            raise BundleError(
-                f"{bundle.path}: bundle.yaml needs {name}{inputs} -> {outputs}, program.txt has "
-                f"{name}{dict(function.inputs)} -> {function.output_size}"
-            )
+    _check_functions(bundle, expected)
     for name in ("input_scale", "stop_action"):
         if getattr(bundle, name).shape != (m,):
             raise BundleError(f"{bundle.path}: {name} must have {m} numbers")
@@ -298,3 +315,56 @@ def _check_shapes(bundle: Bundle) -> None:
             raise BundleError(f"{bundle.path}: {name} · period must lie in (0, 1), got {share}")
     if bundle.horizon < 1 or bundle.delay_steps < 0 or not bundle.period > 0.0:
         raise BundleError(f"{bundle.path}: needs horizon >= 1, delay_steps >= 0 and period > 0")
+    if bundle.certificate not in (NOMINAL, ROBUST):
+        raise BundleError(
+            f"{bundle.path}: certificate must be '{NOMINAL}' or '{ROBUST}', "
+            f"got '{bundle.certificate}'"
+        )
+    listed = {JSON_FILE, TABLES_FILE} <= set(bundle.hashes)
+    if listed != (bundle.certificate == ROBUST):
+        raise BundleError(
+            f"{bundle.path}: bundle.yaml says certificate '{bundle.certificate}', but {SUMS} "
+            f"{'lists' if listed else 'does not list'} {JSON_FILE} and {TABLES_FILE}; "
+            "run safe-rl verify, or build the bundle again"
+        )
+
+
+def _check_functions(bundle: Bundle, expected: Mapping[str, tuple[dict[str, int], int]]) -> None:
+    for name, (inputs, outputs) in expected.items():
+        function = bundle.program.functions.get(name)
+        if function is None:
+            raise BundleError(f"{bundle.path}: program.txt has no function '{name}'")
+        if dict(function.inputs) != inputs or function.output_size != outputs:
+            raise BundleError(
+                f"{bundle.path}: bundle.yaml needs {name}{inputs} -> {outputs}, program.txt has "
+                f"{name}{dict(function.inputs)} -> {function.output_size}"
+            )
+
+
+def _check_certificate(bundle: Bundle, certificate: Certificate) -> None:
+    """The certificate must speak of this program, period, delay and input box."""
+    pairs = {
+        "program": (certificate.program, bundle.program.hash),
+        "period": (certificate.period, bundle.period),
+        "delay_steps": (certificate.delay_steps, bundle.delay_steps),
+        "input_low": (certificate.input_low.tolist(), bundle.input_low.tolist()),
+        "input_high": (certificate.input_high.tolist(), bundle.input_high.tolist()),
+    }
+    for name, (certified, own) in pairs.items():
+        if certified != own:
+            raise CertificateError(
+                f"{bundle.name} was certified with {name} {certified}, the bundle has {own}; "
+                f"run safe-rl verify {bundle.path}"
+            )
+    n, m, k = len(bundle.states), len(bundle.inputs), len(certificate.error_names)
+    p, rows = len(certificate.schedule_low), len(bundle.safe_set_names)
+    expected = {
+        "difference": ({"x": n, "z": n}, k),
+        "retract": ({"z": n, "e": k}, n),
+        "schedule": ({"x": n, "u": m}, p),
+        "error_map": ({"s": p, "e": k, "v": m, "w": k}, k),
+        "shifted": ({"e": k, "d": k}, k),
+        "safe_at": ({"z": n, "e": k}, rows),
+        "base_point": ({"x": n}, n),
+    }
+    _check_functions(bundle, expected)

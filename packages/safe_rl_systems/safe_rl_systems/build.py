@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safe_rl_core.bundle import FORMAT, NUMERICAL_MARGIN, Bundle, write_sums
+from safe_rl_core.bundle import FORMAT, NOMINAL, NUMERICAL_MARGIN, Bundle, write_sums
 from safe_rl_core.errors import ModelError
 from safe_rl_core.program import Program
+from torch import Tensor
 
 from safe_rl_systems.control_affine import dynamics
 from safe_rl_systems.robot import ROBOTS, Robot
+from safe_rl_systems.robust import RobustDesign
 from safe_rl_systems.trace import trace_program
 
-#: What a bundle says of itself until its base set and margins are proved.
-UNCERTIFIED = "none (nominal)"
+#: A function to trace and the named sizes of its arguments.
+Traced = tuple[Callable[..., Tensor], tuple[tuple[str, int], ...]]
 
 
 def robot_program(robot: Robot) -> Program:
@@ -30,6 +33,7 @@ def robot_program(robot: Robot) -> Program:
     n, m = len(robot.system.states), len(robot.system.inputs)
     x, u, t = ("x", n), ("u", m), ("t", 1)
     task = robot.task
+    functions = {} if robot.robust is None else _robust_functions(robot, robot.robust)
     return trace_program(
         {
             "dynamics": (lambda a, b: dynamics(robot.system, a, b), (x, u)),
@@ -43,19 +47,38 @@ def robot_program(robot: Robot) -> Program:
             "reward": (task.reward, (("x_next", n), u, t)),
             "initial_state": (task.initial_state, (("w", task.start_dimension),)),
             "operating_state": (task.operating_state, (("w", task.operating_dimension),)),
+            **functions,
         }
     )
+
+
+def _robust_functions(robot: Robot, design: RobustDesign) -> dict[str, Traced]:
+    """The functions that the certificate, the robust shield and the audit evaluate."""
+    chart = design.chart
+    n, m, k = len(robot.system.states), len(robot.system.inputs), len(chart.errors)
+    x, z, u = ("x", n), ("z", n), ("u", m)
+    e, s, w = ("e", k), ("s", chart.num_schedule), ("w", k)
+    return {
+        "difference": (chart.difference, (x, z)),
+        "retract": (chart.retract, (z, e)),
+        "schedule": (chart.schedule, (x, u)),
+        "error_map": (design.error_map(robot.system), (s, e, ("v", m), w)),
+        "shifted": (design.shifted, (e, ("d", k))),
+        "safe_at": (lambda a, b: robot.safe_set(chart.retract(a, b)), (z, e)),
+        "base_point": (design.base.point, (x,)),
+    }
 
 
 def description(robot: Robot) -> dict[str, Any]:
     """The contents of bundle.yaml; models/README.md explains every field."""
     task = robot.task
+    assumed = {} if robot.robust is None else {"assumptions": _assumptions(robot.robust)}
     return {
         "format": FORMAT,
         "name": robot.name,
         "robot": robot.robot,
         "variant": robot.variant,
-        "certificate": UNCERTIFIED,
+        "certificate": NOMINAL,
         "states": [asdict(c) for c in robot.system.states],
         "inputs": [asdict(c) for c in robot.system.inputs],
         "period_s": robot.system.period,
@@ -80,6 +103,33 @@ def description(robot: Robot) -> dict[str, Any]:
             "tracked": list(task.tracked),
         },
         "variants": dict(robot.variants),
+        **assumed,
+    }
+
+
+def _assumptions(design: RobustDesign) -> dict[str, Any]:
+    """Bounds per error channel, and the choices that a certificate is derived from."""
+    bounds = zip(design.chart.errors, design.disturbance, design.estimate_error, strict=True)
+    domains = (
+        "error_domain", "input_domain", "state_low", "state_high", "schedule_low",
+        "schedule_high", "schedule_cells",
+    )  # fmt: skip
+    return {
+        "errors": [
+            {"name": name, "unit": unit, "disturbance": w, "estimate_error": eta}
+            for (name, unit), w, eta in bounds
+        ],
+        "jitter_s": design.jitter,
+        "tracking_gain": design.tracking_gain.tolist(),
+        **{name: list(getattr(design, name)) for name in domains},
+        "base": {
+            "input": design.base.input.tolist(),
+            "schedule": list(design.base_schedule),
+            "gain": design.base.gain.tolist(),
+            "factor": design.base_set.factor.tolist(),
+            "cell_directions": design.cell_directions.tolist(),
+            "symmetries": [list(signs) for signs in design.symmetries],
+        },
     }
 
 

@@ -27,6 +27,37 @@ def conjugate(q: Tensor) -> Tensor:
     return torch.stack((w, -x, -y, -z), -1)
 
 
+def rotate(q: Tensor, v: Tensor) -> Tensor:
+    """R(q) v: body to world. (..., 4), (..., 3) -> (..., 3)."""
+    t = 2.0 * cross(q[..., 1:4], v)
+    return v + q[..., 0:1] * t + cross(q[..., 1:4], t)
+
+
+def cross(a: Tensor, b: Tensor) -> Tensor:
+    """a × b. (..., 3), (..., 3) -> (..., 3)."""
+    ax, ay, az = a.unbind(-1)
+    bx, by, bz = b.unbind(-1)
+    return torch.stack((ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx), -1)
+
+
+def from_vector(v: Tensor) -> Tensor:
+    """The unit quaternion with vector part v and scalar part >= 0. (..., 3) -> (..., 4)."""
+    return torch.cat((torch.sqrt(1.0 - (v * v).sum(-1, keepdim=True)), v), -1)
+
+
+def heading(q: Tensor) -> Tensor:
+    """The part of q about the vertical: swing-twist decomposition. (..., 4) -> (..., 4).
+
+    Where it is not defined (thrust axis pointing straight down) the identity is returned.
+    """
+    zero = torch.zeros_like(q[..., 0])
+    length = q[..., 0] * q[..., 0] + q[..., 3] * q[..., 3]
+    lost = length < 1e-6
+    safe = torch.sqrt(torch.where(lost, torch.ones_like(length), length))
+    w = torch.where(lost, torch.ones_like(zero), q[..., 0] / safe)
+    return torch.stack((w, zero, zero, torch.where(lost, zero, q[..., 3] / safe)), -1)
+
+
 def body_z(q: Tensor) -> Tensor:
     """R(q) e3, the body's upward axis in the world frame. (..., 4) -> (..., 3)."""
     w, x, y, z = q.unbind(-1)

@@ -11,14 +11,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 from safe_rl_core.errors import ModelError
 from torch import Tensor
 
 from safe_rl_systems.backup import CascadeBackup, SwitchedBackup, hover_lqr, lane_lqr
+from safe_rl_systems.charts import BodyFrameChart, LaneChart
 from safe_rl_systems.control_affine import ControlAffineSystem
+from safe_rl_systems.robust import (
+    BaseController,
+    CruisePoint,
+    EllipsoidAboutPoint,
+    HoverPoint,
+    ReservedAuthority,
+    RobustDesign,
+    gains,
+)
 from safe_rl_systems.sets import AffineSafeSet, EllipsoidBaseSet, HoverBaseSet, Row
 from safe_rl_systems.sets.boxes import symmetric
 from safe_rl_systems.systems import LaneUnicycle, Quadrotor, Unicycle
+from safe_rl_systems.systems.quadrotor import GRAVITY
 from safe_rl_systems.tasks import LaneKeeping, Powerloop
 
 SIDES = ("side_x_upper", "side_x_lower", "side_y_upper", "side_y_lower")
@@ -45,7 +57,8 @@ class Robot:
     `base_class_k` are the alpha of the safe and base rows in 1/s; `margins` maps a safe-set row's
     name to the distance kept from it, in the row's unit;
     `stop_action` is what is sent when even the state is unknown; `input_scale` is the metric of
-    the projection: it minimises the norm of (u - u_proposed) / input_scale.
+    the projection: it minimises the norm of (u - u_proposed) / input_scale. `robust`: what a
+    certificate is derived from; None for a robot that only a nominal shield can fly.
     """
 
     name: str
@@ -67,6 +80,7 @@ class Robot:
     delay_steps: int = 0
     margins: dict[str, float] = field(default_factory=dict)
     variants: dict[str, str] = field(default_factory=dict)
+    robust: RobustDesign | None = None
 
     def __post_init__(self) -> None:
         for name in ("class_k", "base_class_k"):
@@ -218,6 +232,164 @@ def unicycle_lane() -> Robot:
     )
 
 
+def quadrotor_robust() -> Robot:
+    """The quadrotor of the theorem: exact flow, assumed disturbance, estimate error and delay.
+
+    Disturbance: an acceleration of at most 0.2 m/s² and a rate error of at most 0.02 rad/s along
+    any axis. Over one period Δt with thrust at most T they move the error by
+
+        tilt: r Δt    velocity: a Δt + T r Δt²/2    position: a Δt²/2 + T r Δt³/6
+    """
+    system, chart = Quadrotor(integrator="exact"), BodyFrameChart()
+    accel, rate, dt, thrust = 0.2, 0.02, system.period, system.max_thrust
+    found = gains("quadrotor")
+    point = HoverPoint(low=(-3.0, -3.0, 1.2), high=(3.0, 3.0, 1.9), lead=0.3)
+    hover = (GRAVITY, 0.0, 0.0, 0.0)
+    base = BaseController(system, chart, point, np.array(hover), found["base_gain"])
+    recovery = CascadeBackup(
+        system,
+        ceiling=3.0,
+        height=1.6,
+        body_error=True,
+        lateral_gain=4.0,
+        height_gain=12.0,
+        climb_gain=7.0,
+        rate_gain=16.0,
+    )
+    low = tuple(c.low for c in system.inputs)
+    high = tuple(c.high for c in system.inputs)
+    base_set = EllipsoidAboutPoint(chart, point, found["base_factor"])
+    return Robot(
+        name="quadrotor_robust",
+        robot="quadrotor",
+        variant="robust",
+        system=system,
+        safe_set=AffineSafeSet(
+            (
+                Row("ceiling", 2, "upper", 3.0),
+                Row("floor", 2, "lower", 0.1),
+                *symmetric("side_x", 0, 4.0),
+                *symmetric("side_y", 1, 4.0),
+            )
+        ),
+        base_set=base_set,
+        base_controller=base,
+        backup_policy=ReservedAuthority(
+            recovery, (2.0, -12.0, -12.0, -12.0), (35.0, 12.0, 12.0, 12.0)
+        ),
+        task=Powerloop(system),
+        horizon=100,
+        class_k=4.0,
+        base_class_k=2.0,
+        stop_action=hover,
+        input_scale=tuple(0.5 * (c.high - c.low) for c in system.inputs),
+        duration=106 * system.period,
+        laps=5,
+        delay_steps=1,
+        margins=dict.fromkeys(("ceiling", "floor", *SIDES), 0.15),
+        robust=RobustDesign(
+            chart=chart,
+            disturbance=(
+                *(0.5 * accel * dt**2 + thrust * rate * dt**3 / 6.0,) * 3,
+                *(accel * dt + 0.5 * thrust * rate * dt**2,) * 3,
+                *(rate * dt,) * 3,
+            ),
+            estimate_error=(*(0.002,) * 3, *(0.005,) * 3, *(0.001,) * 3),
+            tracking_gain=found["tracking_gain"],
+            base=base,
+            base_set=base_set,
+            base_schedule=hover,
+            error_domain=(*(1.0,) * 3, *(1.5,) * 3, *(0.25,) * 3),
+            input_domain=(10.0, 6.0, 6.0, 6.0),
+            state_low=(*(-4.0,) * 2, 0.1, *(-12.0,) * 3, *(-1.0,) * 4),
+            state_high=(*(4.0,) * 2, 3.0, *(12.0,) * 3, *(1.0,) * 4),
+            schedule_low=low,
+            schedule_high=high,
+            schedule_cells=(8, 1, 1, 1),
+            cell_directions=np.vstack((np.eye(9)[6:9], found["base_gain"][0:1])),
+            symmetries=(
+                (-1, 1, 1, -1, 1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1),
+                (1, -1, 1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1),
+            ),
+        ),
+    )
+
+
+def unicycle_robust() -> Robot:
+    """The unicycle of the theorem: assumed slip, heading drift, acceleration error, delay.
+
+    Disturbance: a lateral velocity of at most 0.05 m/s, a heading rate of at most 0.02 rad/s and
+    an acceleration of at most 0.2 m/s²; over one period Δt at speed at most V they move the error
+    by 0.02 Δt (theta), 0.2 Δt (v) and (0.05 + V 0.02 Δt/2 + 0.2 Δt/2) Δt (py).
+    """
+    system, chart = Unicycle(), LaneChart()
+    dt, top = system.period, 12.0
+    slip, drift, accel = 0.05, 0.02, 0.2
+    found = gains("unicycle")
+    point = CruisePoint(5.0)
+    base = BaseController(system, chart, point, np.zeros(2), found["base_gain"])
+    base_set = EllipsoidAboutPoint(chart, point, found["base_factor"])
+    heading_limit = math.pi / 3.0
+    low = tuple(c.low for c in system.inputs)
+    high = tuple(c.high for c in system.inputs)
+    return Robot(
+        name="unicycle_robust",
+        robot="unicycle",
+        variant="robust",
+        system=system,
+        safe_set=AffineSafeSet(
+            (
+                *symmetric("lane", 1, 1.8),
+                *symmetric("heading", 2, heading_limit),
+                Row("speed_max", 3, "upper", top),
+                Row("speed_min", 3, "lower", 0.0),
+            )
+        ),
+        base_set=base_set,
+        base_controller=base,
+        backup_policy=ReservedAuthority(lane_lqr(system), (-4.0, -0.8), (4.0, 0.8)),
+        task=LaneKeeping(system),
+        horizon=50,
+        class_k=4.0,
+        base_class_k=2.0,
+        stop_action=(-5.0, 0.0),
+        input_scale=tuple(0.5 * (c.high - c.low) for c in system.inputs),
+        duration=20.0,
+        laps=5,
+        delay_steps=1,
+        margins={
+            "lane_upper": 0.1,
+            "lane_lower": 0.1,
+            "heading_upper": 0.05,
+            "heading_lower": 0.05,
+            "speed_max": 0.1,
+            "speed_min": 0.1,
+        },
+        robust=RobustDesign(
+            chart=chart,
+            disturbance=(
+                (slip + 0.5 * top * drift * dt + 0.5 * accel * dt) * dt,
+                drift * dt,
+                accel * dt,
+            ),
+            estimate_error=(0.01, 0.01, 0.03),
+            tracking_gain=found["tracking_gain"],
+            base=base,
+            base_set=base_set,
+            base_schedule=(0.0, 5.0, 0.0, 0.0),
+            error_domain=(1.0, 0.3, 1.5),
+            input_domain=(4.0, 1.0),
+            state_low=(-math.inf, -1.8, -heading_limit, 0.0),
+            state_high=(math.inf, 1.8, heading_limit, top),
+            schedule_low=(-heading_limit, 0.0, *low),
+            schedule_high=(heading_limit, top, *high),
+            schedule_cells=(1, 6, 1, 1),
+            cell_directions=np.eye(3)[1:],
+            symmetries=((-1, -1, 1, 1, -1, -1, 1, 1, -1),),
+        ),
+    )
+
+
 ROBOTS: dict[str, Callable[[], Robot]] = {
     robot.__name__: robot
     for robot in (
@@ -225,5 +397,7 @@ ROBOTS: dict[str, Callable[[], Robot]] = {
         quadrotor_powerloop_paper,
         unicycle_lane,
         unicycle_lane_paper,
+        quadrotor_robust,
+        unicycle_robust,
     )
 }

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safe_rl_systems.build import UNCERTIFIED
+from safe_rl_core.bundle import NOMINAL
 from safe_rl_systems.robot import ROBOTS, Robot
 
 _TRAINING = (
@@ -48,7 +48,7 @@ def card(robot: Robot, record: Mapping[str, Any]) -> str:
 
 {_summary(robot)}
 
-**Certificate: {UNCERTIFIED}.** The base set is checked on samples, not proved; the margins are
+**Certificate: {NOMINAL}.** The base set is checked on samples, not proved; the margins are
 empirical. The guarantee of the shield is nominal: see docs/theory.md for what it assumes.
 
 ## The policy

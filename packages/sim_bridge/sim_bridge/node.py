@@ -59,6 +59,7 @@ class SimNode(StackNode):
         self.declare_parameter("gui", False)
         self.declare_parameter("noise", 0.0)
         self.declare_parameter("delay_steps", 0)
+        self.declare_parameter("adversary", "corner")
         self.declare_parameter("exit_when_done", True)
         self.declare_parameter("wait_for", ["policy", "shield"])
         self.declare_parameter("wait_limit", 10.0)
@@ -66,7 +67,8 @@ class SimNode(StackNode):
     def configure(self) -> None:
         """Build the plant and the messages."""
         bundle = self.bundle
-        options = {name: self.param(name) for name in ("seed", "gui", "noise", "delay_steps")}
+        names = ("seed", "gui", "noise", "delay_steps", "adversary")
+        options = {name: self.param(name) for name in names}
         self._plant = make(bundle, self.param("plant"), **options)
         factor = self.param("real_time_factor")
         if not 0.0 < factor < math.inf:
