@@ -62,7 +62,7 @@ def _robust_functions(robot: Robot, design: RobustDesign) -> dict[str, Traced]:
         "difference": (chart.difference, (x, z)),
         "retract": (chart.retract, (z, e)),
         "schedule": (chart.schedule, (x, u)),
-        "error_map": (design.error_map(robot.system), (s, e, ("v", m), w)),
+        "error_map": (chart.error_map, (s, e, ("v", m), w)),
         "shifted": (design.shifted, (e, ("d", k))),
         "safe_at": (lambda a, b: robot.safe_set(chart.retract(a, b)), (z, e)),
         "base_point": (design.base.point, (x,)),

@@ -240,7 +240,8 @@ def quadrotor_robust() -> Robot:
 
         tilt: r Δt    velocity: a Δt + T r Δt²/2    position: a Δt²/2 + T r Δt³/6
     """
-    system, chart = Quadrotor(integrator="exact"), BodyFrameChart()
+    system = Quadrotor(integrator="exact", max_rate=8.0)
+    chart = BodyFrameChart(system.period)
     accel, rate, dt, thrust = 0.2, 0.02, system.period, system.max_thrust
     found = gains("quadrotor")
     point = HoverPoint(low=(-3.0, -3.0, 1.2), high=(3.0, 3.0, 1.9), lead=0.3)
@@ -274,9 +275,7 @@ def quadrotor_robust() -> Robot:
         ),
         base_set=base_set,
         base_controller=base,
-        backup_policy=ReservedAuthority(
-            recovery, (2.0, -12.0, -12.0, -12.0), (35.0, 12.0, 12.0, 12.0)
-        ),
+        backup_policy=ReservedAuthority(recovery, (2.0, -6.5, -6.5, -6.5), (35.0, 6.5, 6.5, 6.5)),
         task=Powerloop(system),
         horizon=100,
         class_k=4.0,
@@ -299,13 +298,13 @@ def quadrotor_robust() -> Robot:
             base=base,
             base_set=base_set,
             base_schedule=hover,
-            error_domain=(*(1.0,) * 3, *(1.5,) * 3, *(0.25,) * 3),
-            input_domain=(10.0, 6.0, 6.0, 6.0),
+            error_domain=(*(0.6,) * 3, *(0.6,) * 3, *(0.15,) * 3),
+            input_domain=(5.0, 2.5, 2.5, 1.5),
             state_low=(*(-4.0,) * 2, 0.1, *(-12.0,) * 3, *(-1.0,) * 4),
             state_high=(*(4.0,) * 2, 3.0, *(12.0,) * 3, *(1.0,) * 4),
             schedule_low=low,
             schedule_high=high,
-            schedule_cells=(8, 1, 1, 1),
+            schedule_cells=(16, 1, 1, 1),
             cell_directions=np.vstack((np.eye(9)[6:9], found["base_gain"][0:1])),
             symmetries=(
                 (-1, 1, 1, -1, 1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1),
@@ -322,7 +321,8 @@ def unicycle_robust() -> Robot:
     an acceleration of at most 0.2 m/s²; over one period Δt at speed at most V they move the error
     by 0.02 Δt (theta), 0.2 Δt (v) and (0.05 + V 0.02 Δt/2 + 0.2 Δt/2) Δt (py).
     """
-    system, chart = Unicycle(), LaneChart()
+    system = Unicycle()
+    chart = LaneChart(system)
     dt, top = system.period, 12.0
     slip, drift, accel = 0.05, 0.02, 0.2
     found = gains("unicycle")
@@ -347,7 +347,7 @@ def unicycle_robust() -> Robot:
         ),
         base_set=base_set,
         base_controller=base,
-        backup_policy=ReservedAuthority(lane_lqr(system), (-4.0, -0.8), (4.0, 0.8)),
+        backup_policy=ReservedAuthority(lane_lqr(system), (-4.4, -0.6), (4.4, 0.6)),
         task=LaneKeeping(system),
         horizon=50,
         class_k=4.0,

@@ -153,16 +153,6 @@ class RobustDesign:
                     f"RobustDesign.{name} needs {size} numbers, got {len(getattr(self, name))}"
                 )
 
-    def error_map(self, system: ControlAffineSystem) -> Callable[..., Tensor]:
-        """(s, e, v, w) -> e⁺, the error after one period; see charts.py."""
-
-        def function(s: Tensor, e: Tensor, v: Tensor, w: Tensor) -> Tensor:
-            z, u = self.chart.reference(s)
-            moved = system.step(self.chart.retract(z, e), u + v)
-            return self.chart.difference(self.chart.retract(moved, w), system.step(z, u))
-
-        return function
-
     def shifted(self, e: Tensor, d: Tensor) -> Tensor:
         """The error of the point displaced by d from the point with error e."""
         z, _ = self.chart.reference(e.new_tensor(self.base_schedule).expand(*e.shape[:-1], -1))

@@ -108,27 +108,36 @@ class Quadrotor:
         return torch.cat((y[..., 0:6], normalised(y[..., 6:10])), -1)
 
     def _flow(self, x: Tensor, u: Tensor) -> Tensor:
-        dt, q = self.period, x[..., 6:10]
-        a = dt * u[..., 1:4]
-        square = (a * a).sum(-1, keepdim=True)
+        dt, q, a = self.period, x[..., 6:10], self.period * u[..., 1:4]
+        velocity, position = thrust_shares(a)
+        c, half = half_turn(a)
+        push = dt * u[..., 0:1]
         up = torch.zeros_like(a) + a.new_tensor([0.0, 0.0, 1.0])
-        side = cross(a, up)
-        back = cross(a, side)
-        g1, g2, g3 = (_series(square, order) for order in (2, 3, 4))
-        thrust = dt * u[..., 0:1]
-        gain_v = thrust * rotate(q, up + g1 * side + g2 * back)
-        gain_p = dt * thrust * rotate(q, 0.5 * up + g2 * side + g3 * back)
         p, v, fall = x[..., 0:3], x[..., 3:6], GRAVITY * dt * up
-        half = 0.25 * square
-        turn = torch.cat((_series(half, 0), 0.5 * _series(half, 1) * a), -1)
         return torch.cat(
             (
-                p + dt * (v - 0.5 * fall) + gain_p,
-                v - fall + gain_v,
-                normalised(multiply(q, turn)),
+                p + dt * (v - 0.5 * fall) + dt * push * rotate(q, position),
+                v - fall + push * rotate(q, velocity),
+                normalised(multiply(q, torch.cat((c, half * a), -1))),
             ),
             -1,
         )
+
+
+def thrust_shares(a: Tensor) -> tuple[Tensor, Tensor]:
+    """What unit thrust adds to v/Δt and p/Δt² in the body frame, turning by a. -> 2 × (..., 3)."""
+    square = (a * a).sum(-1, keepdim=True)
+    up = torch.zeros_like(a) + a.new_tensor([0.0, 0.0, 1.0])
+    side = cross(a, up)
+    back = cross(a, side)
+    g1, g2, g3 = (_series(square, order) for order in (2, 3, 4))
+    return up + g1 * side + g2 * back, 0.5 * up + g2 * side + g3 * back
+
+
+def half_turn(a: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(½ a) = (c, s a): c and s, (..., 1) each."""
+    quarter = 0.25 * (a * a).sum(-1, keepdim=True)
+    return _series(quarter, 0), 0.5 * _series(quarter, 1)
 
 
 def _series(square: Tensor, order: int) -> Tensor:
