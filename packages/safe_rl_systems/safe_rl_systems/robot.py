@@ -244,7 +244,7 @@ def quadrotor_robust() -> Robot:
     chart = BodyFrameChart(system.period)
     accel, rate, dt, thrust = 0.2, 0.02, system.period, system.max_thrust
     found = gains("quadrotor")
-    point = HoverPoint(low=(-3.0, -3.0, 1.2), high=(3.0, 3.0, 1.9), lead=0.3)
+    point = HoverPoint(low=(-3.0, -3.0, 1.15), high=(3.0, 3.0, 1.95), lead=0.3)
     hover = (GRAVITY, 0.0, 0.0, 0.0)
     base = BaseController(system, chart, point, np.array(hover), found["base_gain"])
     recovery = CascadeBackup(
