@@ -13,15 +13,17 @@ from collections.abc import Sequence
 
 from safe_rl_core.errors import SafeRLError
 
-from safe_rl.commands import fly, inspect, launch, report, simulate
+from safe_rl.commands import audit, fly, identify, inspect, launch, report, simulate, verify
 
-COMMANDS = (fly, launch, simulate, inspect, report)
+COMMANDS = (fly, launch, simulate, inspect, report, verify, audit, identify)
 
 EPILOG = """\
 examples
   safe-rl fly quadrotor                         five laps in PyBullet, judged, with a report
   safe-rl simulate quadrotor_powerloop --episodes 1000 --policy adversarial
   safe-rl inspect unicycle_lane                 what is in a bundle
+  safe-rl verify models/unicycle_robust         prove and check what a bundle claims
+  safe-rl audit runs/today                      check a flight from its record, trusting nobody
   safe-rl <command> --help                      all options of a command
 
 Units are SI: m, m/s, rad, s. Frames: world ENU (z up), body FLU (x forward, y left, z up).

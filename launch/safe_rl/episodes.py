@@ -20,7 +20,7 @@ from safe_rl_core.loop import Proposer, initial_state, recoverable_state, run_ep
 from safe_rl_core.metrics import summarise
 from safe_rl_core.policy import Policy
 from safe_rl_core.record import FlightLog
-from safe_rl_core.shield import Shield
+from safe_rl_core.robust_shield import make_shield
 
 STARTS = ("task", "recoverable")
 
@@ -63,7 +63,7 @@ class Runner:
 
         self.scenario = scenario
         self.bundle = Bundle.load(scenario.bundle)
-        self.shield = Shield(self.bundle) if scenario.shielded else None
+        self.shield = make_shield(self.bundle) if scenario.shielded else None
         self._policy = Policy(self.bundle) if scenario.policy == "onnx" else None
         names = ("noise", "delay_steps", "adversary", "scale")
         options = {name: getattr(scenario, name) for name in names}

@@ -17,7 +17,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
     ],
-    install_requires=["numpy", "scipy", "osqp", "onnxruntime", "pyyaml"],
+    install_requires=["numpy", "scipy", "osqp", "onnxruntime", "pyyaml", "pynacl"],
     extras_require={"test": ["pytest"]},
     zip_safe=False,
 )

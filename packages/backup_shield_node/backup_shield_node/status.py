@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
+from safe_rl_core.findings import MonitorResult
 from safe_rl_core.shield import ShieldResult, Verdict
 
 STATUS_KEYS = (
@@ -20,6 +22,8 @@ STATUS_KEYS = (
     "verify_us",
     "state_age_ms",
     "latency_us",
+    "sigma",
+    "premise_ratio",
     "bundle_hash",
     "certificate",
 )
@@ -42,7 +46,15 @@ def status_values(result: ShieldResult, age_ms: float, latency_us: float) -> dic
         "verify_us": f"{times.get('verify', 0.0):.1f}",
         "state_age_ms": f"{age_ms:.3f}",
         "latency_us": f"{latency_us:.1f}",
+        "sigma": "nan",
+        "premise_ratio": "nan",
     }
+
+
+def evidence_values(sigma: float, premises: MonitorResult | None) -> dict[str, str]:
+    """Of a robust shield: the plan's sigma, and the largest residual as a share of its bound."""
+    worst = math.nan if premises is None else premises.worst
+    return {"sigma": f"{sigma:.4g}", "premise_ratio": f"{worst:.4g}"}
 
 
 class VerdictLog:

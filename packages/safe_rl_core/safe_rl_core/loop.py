@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 
 from safe_rl_core.bundle import Bundle
 from safe_rl_core.errors import PlantError
+from safe_rl_core.kernel.robust import RobustKernel
 from safe_rl_core.record import FlightLog, FlightRecorder
-from safe_rl_core.shield import Shield
+from safe_rl_core.shield_base import ShieldBase
 
 Array = NDArray[np.float64]
 
+#: What the plan of a drawn start has left, so that it also holds as seen through the estimate.
+START_SLACK = 0.05
 #: From state and task time in s to a proposed action, or None if there is no proposal.
 Proposer = Callable[[Array, float], Array | None]
 
@@ -101,19 +104,28 @@ def recoverable_state(bundle: Bundle, rng: np.random.Generator) -> Array:
 
     With a delay the states on the way to the first own action must be safe as well.
     """
-    kernel = bundle.kernel()
+    has_way_out = _way_out(bundle)
     for _ in range(100_000):
         start = x = operating_state(bundle, rng)
         safe = np.all(bundle.compiled("safe_set", x) >= bundle.margin)
         for _ in range(bundle.delay_steps):
             x = bundle.compiled("step", x, bundle.stop_action)
             safe = safe and np.all(bundle.compiled("safe_set", x) >= bundle.margin)
-        if safe and kernel.rows(x).least >= 0.0:
+        if safe and has_way_out(x):
             return start
     raise PlantError(
         f"no state of {bundle.name}'s operating box has a verified backup plan in 100 000 draws; "
         "lengthen the horizon or reduce the margins"
     )
+
+
+def _way_out(bundle: Bundle) -> Callable[[Array], bool]:
+    """Does the backup policy's plan from x hold? Robust: with some slack for the estimate."""
+    if bundle.robust is None:
+        kernel = bundle.kernel()
+        return lambda x: kernel.rows(x).least >= 0.0
+    robust = RobustKernel.of(bundle)
+    return lambda x: robust.valid(x, bundle.compiled("backup_policy", x)).slack >= START_SLACK
 
 
 def _drawn(bundle: Bundle, name: str, rng: np.random.Generator) -> Array:
@@ -125,7 +137,7 @@ def run_episode(
     bundle: Bundle,
     plant: Plant,
     propose: Proposer,
-    shield: Shield | None,
+    shield: ShieldBase | None,
     *,
     steps: int,
     seed: int,

@@ -31,7 +31,7 @@ from safe_rl_ros.stamps import SECOND
 FILE_NAME = "recording.mcap"
 CONNECT_NS = 5 * SECOND
 # Topics whose messages do not begin with the stamp of the state they belong to.
-UNSTAMPED = (topics.MARKERS, topics.DIAGNOSTICS)
+UNSTAMPED = (topics.MARKERS, topics.DIAGNOSTICS, topics.RECORD)
 # CDR: four bytes of encapsulation, then Time as int32 seconds and uint32 nanoseconds.
 LITTLE, BIG = struct.Struct("<iI"), struct.Struct(">iI")
 
@@ -54,7 +54,7 @@ class RecorderNode(StackNode):
             )
         folder = Path(self.param("output"))
         folder.mkdir(parents=True, exist_ok=True)
-        self._types = topics.recorded(self.bundle.robot)
+        self._types = topics.recorded(self.bundle.robot, robust=self.bundle.robust is not None)
         texts = {topic: definition(kind) for topic, kind in self._types.items()}
         self._log = McapLog(folder / FILE_NAME)
         self._channels = {

@@ -14,6 +14,7 @@ STATE = "odom"
 TRUE_STATE = "ground_truth/odom"
 STATUS = "shield/status"
 MARKERS = "shield/markers"
+RECORD = "shield/certificate"
 DIAGNOSTICS = "/diagnostics"
 CLOCK = "/clock"
 ODOM_FRAME = "odom"
@@ -44,9 +45,10 @@ def commands_of(robot: str) -> CommandTopics:
     return COMMANDS[robot]
 
 
-def recorded(robot: str) -> dict[str, str]:
-    """Topic -> message type of everything that a run of this robot says."""
+def recorded(robot: str, *, robust: bool = False) -> dict[str, str]:
+    """Topic -> message type of everything that a run says; `robust`: with the signed record."""
     names = commands_of(robot)
+    signed = {RECORD: "std_msgs/msg/UInt8MultiArray"} if robust else {}
     return {
         STATE: "nav_msgs/msg/Odometry",
         TRUE_STATE: "nav_msgs/msg/Odometry",
@@ -56,4 +58,5 @@ def recorded(robot: str) -> dict[str, str]:
         MARKERS: "visualization_msgs/msg/MarkerArray",
         DIAGNOSTICS: "diagnostic_msgs/msg/DiagnosticArray",
         CLOCK: "rosgraph_msgs/msg/Clock",
+        **signed,
     }

@@ -14,6 +14,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from safe_rl_core.certificate import EPS
 from safe_rl_core.errors import KernelError
 from safe_rl_core.kernel.emit import emit_tangents, emit_values, emit_weights
 from safe_rl_core.program import Program
@@ -25,6 +26,10 @@ TANGENT_INPUTS = {
     "safe_set": ("x",),
     "base_set": ("x",),
 }
+#: Functions of a robust program whose derivatives VALID needs, and the inputs that are varied.
+ERROR_INPUTS = {"error_map": ("e", "v"), "safe_at": ("e",), "shifted": ("d",)}
+#: What a program needs besides for VALID.
+_ERROR_FUNCTIONS = ("difference", "schedule", "base_point")
 _FLAGS = (
     "-O3",
     "-std=gnu11",
@@ -44,6 +49,33 @@ def lane_width(num_inputs: int) -> int:
     return 1 << num_inputs.bit_length() if num_inputs + 1 > 2 else 2
 
 
+def is_robust(program: Program) -> bool:
+    """True for a program with error functions; KernelError if it has some but not all."""
+    names = (*ERROR_INPUTS, *_ERROR_FUNCTIONS)
+    missing = [name for name in names if name not in program.functions]
+    if "error_map" in program.functions and missing:
+        raise KernelError(
+            f"the program has 'error_map' but lacks {', '.join(missing)}; "
+            "build the bundle again from a robot with a robust design"
+        )
+    return not missing
+
+
+def tangent_lanes(program: Program) -> dict[str, tuple[tuple[str, ...], int, int]]:
+    """For each function with tangents: the varied inputs, the directions, the register's width."""
+    num_inputs = program.functions["step"].input_size("u")
+    found = {
+        name: (seeded, num_inputs + 1, lane_width(num_inputs))
+        for name, seeded in TANGENT_INPUTS.items()
+    }
+    if is_robust(program):
+        count = program.functions["error_map"].input_size("e") + num_inputs
+        found |= {
+            name: (seeded, count, lane_width(count - 1)) for name, seeded in ERROR_INPUTS.items()
+        }
+    return found
+
+
 def source(program: Program) -> str:
     """The whole C file of a program's kernel."""
     num_inputs = program.functions["step"].input_size("u")
@@ -59,9 +91,30 @@ def source(program: Program) -> str:
     for name, function in program.functions.items():
         parts += [emit_values(function), _export_values(name, len(function.inputs))]
     for name, seeded in TANGENT_INPUTS.items():
-        parts += [emit_tangents(program.functions[name], seeded), _export_tangents(name, seeded)]
+        export = _export_tangents(name, [True] * len(seeded))
+        parts += [emit_tangents(program.functions[name], seeded), export]
     parts.append(_text("rollout.c"))
+    if is_robust(program):
+        parts += _robust_parts(program)
     return "\n".join(parts)
+
+
+def _robust_parts(program: Program) -> list[str]:
+    """What stands below the nominal kernel: tangents in error and input deviation, and VALID."""
+    error_map, lanes = program.functions["error_map"], tangent_lanes(program)
+    sizes = {
+        "NE": error_map.input_size("e"),
+        "NS": error_map.input_size("s"),
+        "WIDE": lanes["error_map"][2],
+        "EPS": EPS,
+    }
+    parts = [f"#define {name} {value}" for name, value in sizes.items()]
+    parts += [_text("wide.c")]
+    for name, seeded in ERROR_INPUTS.items():
+        function = program.functions[name]
+        varied = [key in seeded for key, _ in function.inputs]
+        parts += [emit_tangents(function, seeded), _export_tangents(name, varied)]
+    return [*parts, *(_text(name) for name in ("linear.c", "zonotope.c", "robust.c"))]
 
 
 def library(program: Program) -> Path:
@@ -148,9 +201,11 @@ def _export_values(name: str, count: int) -> str:
     )
 
 
-def _export_tangents(name: str, seeded: tuple[str, ...]) -> str:
-    inputs = ", ".join(f"const double *i{k}, const lanes *t{k}" for k in range(len(seeded)))
-    passed = ", ".join(f"i{k}, t{k}" for k in range(len(seeded)))
+def _export_tangents(name: str, varied: list[bool]) -> str:
+    """`varied`: for each input, whether it carries tangents."""
+    pairs = list(enumerate(varied))
+    inputs = ", ".join(f"const double *i{k}" + f", const lanes *t{k}" * v for k, v in pairs)
+    passed = ", ".join(f"i{k}" + f", t{k}" * v for k, v in pairs)
     return (
         f"EXPORT void safe_rl_tangent_{name}({inputs}, double *out, lanes *d_out) "
         f"{{ tangent_{name}({passed}, out, d_out); }}"

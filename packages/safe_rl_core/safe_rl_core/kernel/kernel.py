@@ -72,22 +72,27 @@ class Compiled:
         for name, inputs in self_test_points(self.program).items():
             fast = np.array([self(name, *point) for point in zip(*inputs, strict=True)])
             compare(name, fast, self.program(name, *inputs))
-            if name in build.TANGENT_INPUTS:
-                self._compare_tangents(name, inputs)
+        for name, (varied, directions, width) in build.tangent_lanes(self.program).items():
+            self._compare_tangents(name, varied, directions, width)
 
-    def _compare_tangents(self, name: str, inputs: tuple[Array, ...]) -> None:
-        rng = np.random.default_rng(1)
-        directions = self.program.functions["step"].input_size("u") + 1
-        width = build.lane_width(directions - 1)
+    def _compare_tangents(
+        self, name: str, varied: tuple[str, ...], directions: int, width: int
+    ) -> None:
+        rng, inputs = np.random.default_rng(1), self_test_points(self.program)[name]
+        function = self.program.functions[name]
         call = getattr(self.library, f"safe_rl_tangent_{name}")
-        seeds = [_aligned(rng.normal(size=(*array.shape, width))) for array in inputs]
-        size = self.program.functions[name].output_size
-        out, d_out = _zeros(size), _zeros(size, width)
-        fast = np.zeros((len(inputs[0]), size, width))
+        moves = [1.0 if key in varied else 0.0 for key, _ in function.inputs]
+        seeds = [
+            aligned(move * rng.normal(size=(*array.shape, width)))
+            for move, array in zip(moves, inputs, strict=True)
+        ]
+        out, d_out = zeros(function.output_size), zeros(function.output_size, width)
+        fast = np.zeros((len(inputs[0]), function.output_size, width))
         for k in range(len(inputs[0])):
-            point = [_aligned(array[k]) for array in inputs]
-            pairs = [(_pointer(p), _pointer(s[k])) for p, s in zip(point, seeds, strict=True)]
-            call(*(pointer for pair in pairs for pointer in pair), _pointer(out), _pointer(d_out))
+            arrays = []
+            for move, array, seed in zip(moves, inputs, seeds, strict=True):
+                arrays += [aligned(array[k]), seed[k]] if move else [aligned(array[k])]
+            call(*(pointer(array) for array in (*arrays, out, d_out)))
             fast[k] = d_out
         for lane in range(directions):
             slow = self.program.jvp(name, inputs, tuple(s[..., lane] for s in seeds))
@@ -114,37 +119,37 @@ class Kernel:
         expected = 2 + 3 * self.m + self.num_safe
         if theorem.shape != (expected,):
             raise KernelError(f"theorem parameters: expected {expected}, got {theorem.shape}")
-        self._theorem = _aligned(theorem)
+        self.theorem = aligned(theorem)
         self._library = compiled.library
         self._allocate()
         self._bind()
 
     def _allocate(self) -> None:
         rows, nodes = self.num_rows, self.horizon + 1
-        self._x, self._u = _zeros(self.n), _zeros(self.m)
-        self._v_d, self._v, self._work = _zeros(self.m), _zeros(self.m), _zeros(self.stride)
+        self._x, self._u = zeros(self.n), zeros(self.m)
+        self._v_d, self._v, self._work = zeros(self.m), zeros(self.m), zeros(self.stride)
         self._active = np.zeros(self.m + 1, np.int32)
         self._int, self._double = ctypes.c_int(), ctypes.c_double()
-        self._rows = (_zeros(nodes, self.n), _zeros(nodes, self.m), _zeros(rows))
+        self._rows = (zeros(nodes, self.n), zeros(nodes, self.m), zeros(rows))
         self._a, self._b, self._timing = (
-            _zeros(self.m, self.stride),
-            _zeros(self.stride),
-            _zeros(rows),
+            zeros(self.m, self.stride),
+            zeros(self.stride),
+            zeros(rows),
         )
-        self._plan = (_zeros(nodes, self.n), _zeros(nodes, self.m), _zeros(rows))
+        self._plan = (zeros(nodes, self.n), zeros(nodes, self.m), zeros(rows))
 
     def _bind(self) -> None:
         """Fix every pointer once, so that a call passes ready-made arguments."""
         lib, integer = self._library, ctypes.c_int
         lib.safe_rl_rows.restype = lib.safe_rl_verify.restype = ctypes.c_double
-        theorem, worst = _pointer(self._theorem), ctypes.byref(self._int)
-        x, u, n = _pointer(self._x), _pointer(self._u), integer(self.horizon)
-        a, b, work = _pointer(self._a), _pointer(self._b), _pointer(self._work)
-        v, v_d, active = _pointer(self._v), _pointer(self._v_d), _pointer(self._active)
+        theorem, worst = pointer(self.theorem), ctypes.byref(self._int)
+        x, u, n = pointer(self._x), pointer(self._u), integer(self.horizon)
+        a, b, work = pointer(self._a), pointer(self._b), pointer(self._work)
+        v, v_d, active = pointer(self._v), pointer(self._v_d), pointer(self._active)
         stride = integer(self.stride)
-        rows = [_pointer(array) for array in self._rows]
-        plan = [_pointer(array) for array in self._plan]
-        self._rows_args = (theorem, x, n, stride, *rows, a, b, _pointer(self._timing), worst)
+        rows = [pointer(array) for array in self._rows]
+        plan = [pointer(array) for array in self._plan]
+        self._rows_args = (theorem, x, n, stride, *rows, a, b, pointer(self._timing), worst)
         self._verify_args = (theorem, x, u, n, *plan, worst)
         self._scan_args = (stride, a, b, v, work, ctypes.byref(self._double))
         self._project_args = (stride, a, b, v_d, v, active, work)
@@ -211,7 +216,9 @@ def self_test_points(program: Program) -> dict[str, tuple[Array, ...]]:
 
     state = program("operating_state", unit(program.functions["operating_state"].inputs[0][1]))
     action = 20.0 * unit(program.functions["step"].input_size("u"))
-    fixed = {"x": state, "x_next": state, "u": action}
+    fixed = {"x": state, "x_next": state, "u": action, "z": np.roll(state, 1, axis=0)}
+    if "schedule" in program.functions:
+        fixed["s"] = program("schedule", state, action)
     return {
         name: tuple(fixed[key] if key in fixed else unit(size) for key, size in function.inputs)
         for name, function in program.functions.items()
@@ -238,9 +245,9 @@ class _Value:
     def __init__(self, library: ctypes.CDLL, program: Program, name: str) -> None:
         function = program.functions[name]
         self._call = getattr(library, f"safe_rl_value_{name}")
-        self._inputs = [_zeros(size) for _, size in function.inputs]
-        self._out = _zeros(function.output_size)
-        self._args = (*(_pointer(array) for array in self._inputs), _pointer(self._out))
+        self._inputs = [zeros(size) for _, size in function.inputs]
+        self._out = zeros(function.output_size)
+        self._args = (*(pointer(array) for array in self._inputs), pointer(self._out))
 
     def __call__(self, *inputs: Array) -> Array:
         for buffer, array in zip(self._inputs, inputs, strict=True):
@@ -249,11 +256,12 @@ class _Value:
         return self._out.copy()
 
 
-def _zeros(*shape: int) -> Array:
-    return _aligned(np.zeros(shape))
+def zeros(*shape: int) -> Array:
+    """A C-ordered float64 array of zeros that starts at a multiple of 64 bytes."""
+    return aligned(np.zeros(shape))
 
 
-def _aligned(array: Array) -> Array:
+def aligned(array: Array) -> Array:
     """A C-ordered float64 copy that starts at a multiple of 64 bytes, as vector loads want it."""
     raw = np.zeros(array.size + 8)
     start = (-raw.ctypes.data % 64) // 8
@@ -262,5 +270,6 @@ def _aligned(array: Array) -> Array:
     return out
 
 
-def _pointer(array: NDArray[np.generic]) -> ctypes.c_void_p:
+def pointer(array: NDArray[np.generic]) -> ctypes.c_void_p:
+    """Where an array's numbers are; the array must outlive every call that gets it."""
     return ctypes.c_void_p(array.ctypes.data)
