@@ -21,6 +21,7 @@ from safe_rl_core.metrics import summarise
 from safe_rl_core.policy import Policy
 from safe_rl_core.record import FlightLog
 from safe_rl_core.robust_shield import make_shield
+from safe_rl_core.shield import Shield
 
 STARTS = ("task", "recoverable")
 
@@ -31,7 +32,8 @@ class Scenario:
 
     `bundle`: its folder; `plant`: "model", "bullet" or "assumed"; `steps`: periods per episode;
     `start`: "task" (the task's own) or "recoverable" (anywhere in the operating box with a
-    verified backup plan); `adversary`, `scale`: how "assumed" uses its bounds.
+    verified backup plan); `adversary`, `scale`: how "assumed" uses its bounds; `nominal`: the
+    nominal shield also where the bundle has a certificate.
     """
 
     bundle: str
@@ -44,6 +46,7 @@ class Scenario:
     delay_steps: int = 0
     adversary: str = "corner"
     scale: float = 1.0
+    nominal: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ class Runner:
 
         self.scenario = scenario
         self.bundle = Bundle.load(scenario.bundle)
-        self.shield = make_shield(self.bundle) if scenario.shielded else None
+        self.shield = None
+        if scenario.shielded:
+            self.shield = (Shield if scenario.nominal else make_shield)(self.bundle)
         self._policy = Policy(self.bundle) if scenario.policy == "onnx" else None
         names = ("noise", "delay_steps", "adversary", "scale")
         options = {name: getattr(scenario, name) for name in names}

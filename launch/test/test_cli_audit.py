@@ -95,7 +95,7 @@ def test_an_honest_flight(run: Path, folder: Path, capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     for words in (
         "ACCEPTED", "between the samples too", "Not proved", "A1 model", "p 0.0002 m",
-        "A6 numbers", "130, 13.00 s", "least slack", "residual, window 20", "x real time",
+        "A6 numbers", "130, 13.00 s", "least slack", "residual over 20 periods", "x real time",
     ):  # fmt: skip
         assert words in out, words
     page = (run / "audit.html").read_text()

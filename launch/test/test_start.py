@@ -67,3 +67,17 @@ def test_launch_needs_neither_simulator_nor_report_on_the_robot(tmp_path: Path) 
     )
     assert done.returncode == 0, done.stderr
     assert "--plant" in done.stdout
+
+
+def test_a_robust_flight_passes_the_audit(tmp_path: Path) -> None:
+    models = Path(__file__).resolve().parents[2] / "models"
+    bundle = ("--bundle", str(models / "unicycle_robust"))
+    flown = ("unicycle", *bundle, "--plant", "assumed", "--laps", "1", "--record", "run")
+    done = start(*flown, folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    command = [sys.executable, "-m", "safe_rl.cli", "audit", "run", *bundle]
+    audit = subprocess.run(
+        command, cwd=tmp_path, text=True, capture_output=True, timeout=120, check=False
+    )
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+    assert "ACCEPTED" in audit.stdout

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,7 +151,9 @@ def _results(theorem: Theorem, pieces: list[Piece], jobs: int) -> Iterator[Judge
     if jobs == 1 or len(pieces) < 2:
         yield from map(_judge, pieces)
         return
-    context = multiprocessing.get_context("spawn")
+    # A fork has everything loaded already, but must not be taken while other threads run.
+    forks = sys.platform == "linux" and threading.active_count() == 1
+    context = multiprocessing.get_context("fork" if forks else "spawn")
     with context.Pool(min(jobs, len(pieces)), _start_worker, (theorem,)) as pool:
         yield from pool.imap(_judge, pieces)
 

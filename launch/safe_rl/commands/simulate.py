@@ -64,6 +64,10 @@ def add_command(subparsers: Any) -> None:
     )
     parser.add_argument("--laps", type=whole(1), metavar="L", help="laps instead of one episode")
     parser.add_argument("--no-shield", action="store_true", help="fly the proposals as they are")
+    parser.add_argument(
+        "--nominal", action="store_true",
+        help="the nominal shield on a bundle with a certificate, for comparison",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=whole(1), metavar="J", help="processes, default all cores")
     parser.add_argument(
         "--noise", type=not_negative, default=0.0, metavar="X",
@@ -105,6 +109,10 @@ def run(args: argparse.Namespace) -> int:
         f"{args.seed + args.episodes - 1}"
     )
     print(f"certificate: {certificate}. {meaning}")
+    if args.nominal and bundle.robust is not None:
+        print(
+            emphasise("NOMINAL SHIELD: the certificate does not cover these flights", good=False)
+        )
     if args.no_shield:
         print(emphasise("UNSHIELDED: the proposals fly as they are", good=False))
     start = time.perf_counter()
@@ -160,6 +168,7 @@ def make_scenario(args: argparse.Namespace, bundle: Bundle) -> Scenario:
         delay_steps=args.delay_steps,
         adversary=args.adversary,
         scale=args.scale,
+        nominal=args.nominal,
     )
 
 
@@ -196,6 +205,7 @@ def _finish(
             "delay_steps": args.delay_steps,
             "adversary": args.adversary,
             "scale": args.scale,
+            "nominal_shield": args.nominal or bundle.robust is None,
             "slack_variables": 0,
         }
         machinery = {"wall_s": seconds, "machine": machine(), "versions": versions()}

@@ -189,20 +189,28 @@ def _print_proof(proof: BaseProof, names: Iterable[str], seconds: float) -> None
     extents = ", ".join(
         f"{name} {value:.3g}" for name, value in zip(names, proof.problem.extent, strict=True)
     )
+    shares = (proof.contraction, proof.disturbance_norm, proof.estimate_norm)
+    parts = zip(("contraction", "disturbance", "estimate error"), shares, strict=True)
+    worst = f"{proof.worst.value:.4f} of 1, undisturbed {proof.nominal.value:.4f}"
     rows = [
-        Row("shares of 1", f"contraction {proof.contraction:.4f} + disturbance "
-            f"{proof.disturbance_norm:.4f} + estimate error {proof.estimate_norm:.4f} = {total:.4f}"),
-        Row("worst step found", f"{proof.worst.value:.4f} of 1, undisturbed {proof.nominal.value:.4f}"),
+        Row("shares of 1", " + ".join(f"{n} {v:.4f}" for n, v in parts) + f" = {total:.4f}"),
+        Row("worst step found", worst),
         Row("half-widths", extents),
         Row("volume", f"{proof.problem.volume:.4g}"),
         Row("cells proved", f"{len(proof.state.leaves_low)}"),
-    ]  # fmt: skip
+    ]
     print_table(rows)
     if proof.status == "refuted":
         step = proof.worst
         print("counterexample: from")
-        for label, values in (("e", step.e), ("measured off by", step.eta), ("disturbance", step.w),
-                              ("input", step.input), ("next e", step.after)):  # fmt: skip
+        named = {
+            "e": step.e,
+            "measured off by": step.eta,
+            "disturbance": step.w,
+            "input": step.input,
+            "next e": step.after,
+        }
+        for label, values in named.items():
             print(f"  {label:<16} {', '.join(f'{v:.9g}' for v in values)}")
         print(f"  |e|_P = {step.before:.6f} <= 1, after one period {step.value:.6f} > 1")
     if not proof.proved:
@@ -210,7 +218,7 @@ def _print_proof(proof: BaseProof, names: Iterable[str], seconds: float) -> None
 
 
 class _Line:
-    """What is going on, on one line of stderr: drawn over itself on a terminal, else now and then."""
+    """What is going on, on one line of stderr that is drawn over itself on a terminal."""
 
     def __init__(self) -> None:
         self._live, self._next, self._any = sys.stderr.isatty(), 0.0, False

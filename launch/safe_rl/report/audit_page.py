@@ -26,6 +26,8 @@ LOOKS = {
     Kind.BASE: ("BACKUP", 0.9),
     Kind.STOP: ("BACKUP", 1.0),
 }
+#: Names are short here and values long.
+MORE = "th { width: 20%; } .certificate { margin-top: 16px; }"
 CAPTIONS = {
     "margins": (
         "Upper: least slack of each committed plan over all its inequalities, derived by the "
@@ -44,12 +46,13 @@ def build_audit_page(report: Report) -> str:
     """The whole page."""
     name = str(report.header.get("bundle", "no bundle"))
     state = "good" if report.accepted else "bad"
+    side = "--good" if report.accepted else "--danger"
     body = [
         f'<header><div><p class="kicker">safe_rl audit of a flight</p><h1>{escape(name)}</h1>'
         f'<p class="lead">{_lead(report)}</p></div>'
         f'<div class="badge {state}">{audit_text.word(report)}</div></header>',
-        f'<p class="certificate"><b>{audit_text.word(report)}.</b> '
-        f"{escape(audit_text.conclusion(report))}</p>",
+        f'<p class="certificate" style="border-color:var({side})">'
+        f"<b>{audit_text.word(report)}.</b> {escape(audit_text.conclusion(report))}</p>",
         _table("Findings, in the order of records", _finding_rows(report)),
         _table("Assumptions, with the bundle's numbers", audit_text.assumptions(report)),
         *(_figure(key, drawn) for key, drawn in _drawings(report)),
@@ -60,7 +63,7 @@ def build_audit_page(report: Report) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(name)} · safe_rl audit</title><style>{CSS}</style></head>"
+        f"<title>{escape(name)} · safe_rl audit</title><style>{CSS}{MORE}</style></head>"
         f"<body><main>{''.join(body)}</main></body></html>\n"
     )
 
@@ -155,10 +158,13 @@ def _residuals(report: Report) -> Figure:
         axes.axhline(1.0, color=style.DANGER, linewidth=1.4)
         for (window, ratio), colour in zip(report.ratios.items(), colours, strict=True):
             time = np.arange(len(ratio)) * period
-            axes.plot(time, ratio, color=colour, linewidth=0.9, label=f"{window} periods")
+            axes.plot(time, ratio, color=colour, linewidth=0.9, label=f"{window}")
+        axes.set_xlim(0.0, len(report.flight.kind) * period)
         axes.set_ylim(bottom=0.0)
         axes.set_title("Residuals against what the assumptions allow")
         axes.set_ylabel("residual / bound")
         axes.set_xlabel("time since the first record (s)")
-        axes.legend(loc="upper right", ncols=3, handlelength=1.4)
+        axes.legend(
+            title="periods", loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.4
+        )
     return figure

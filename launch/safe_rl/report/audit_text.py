@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 from safe_rl_core.audit import Report
-from safe_rl_core.audit.plans import EPS, label, slacks
+from safe_rl_core.audit.plans import EPS, label, node, slacks
 from safe_rl_core.audit.report import CLOSE
 from safe_rl_core.chain import Kind
 
@@ -63,8 +63,10 @@ def assumptions(report: Report) -> list[Row]:
     c = t.c
 
     def bounds(values: Array) -> str:
-        each = zip(c.error_names, values, c.error_units, strict=True)
-        return ", ".join(f"{name} {value:.3g} {unit}" for name, value, unit in each)
+        shared: dict[str, list[str]] = {}
+        for name, value, unit in zip(c.error_names, values, c.error_units, strict=True):
+            shared.setdefault(f"{value:.3g} {unit}", []).append(str(name))
+        return ", ".join(f"{' '.join(names)} {bound}" for bound, names in shared.items())
 
     parts = (c.base_contraction, c.base_disturbance_norm, c.base_estimate_norm)
     base = " + ".join(f"{part:.4f}" for part in parts)
@@ -72,7 +74,7 @@ def assumptions(report: Report) -> list[Row]:
         Row("A1 model", f"after each period of {t.period:g} s the robot is where the model puts "
             f"it, to within {bounds(c.disturbance)}"),
         Row("A2 estimate", f"each estimate is right to within {bounds(c.estimate_error)}"),
-        Row("A3 timing", f"an action takes effect {t.delay} periods after the stamp of its "
+        Row("A3 timing", f"an action takes effect {_periods(t.delay)} after the stamp of its "
             f"estimate, to within {c.jitter:g} s, and is held for one period"),
         Row("A4 certificate", f"the base set is invariant ({base} = {sum(parts):.4f} of at most 1)"
             " and the derived bounds hold; proved apart from any flight by safe-rl verify"),
@@ -83,6 +85,10 @@ def assumptions(report: Report) -> list[Row]:
         Row("the record", f"tells what the robot received and sent, and the private half of key "
             f"{report.header.get('public_key', '?')} was the robot's alone"),
     ]  # fmt: skip
+
+
+def _periods(count: int) -> str:
+    return "1 period" if count == 1 else f"{count} periods"
 
 
 def checked(report: Report) -> list[Row]:
@@ -107,7 +113,7 @@ def checked(report: Report) -> list[Row]:
         most = quantity(np.nanmax(ratio)) if tested else "none"
         possible = max(count - window, 0)
         text = f"largest {most} of the bound; {tested} of {possible} tested"
-        rows.append(Row(f"residual, window {window}", text))
+        rows.append(Row(f"residual over {_periods(window)}", text))
     return rows
 
 
@@ -156,8 +162,9 @@ def _cause(report: Report, record: int) -> str:
         inputs.append(t.program("backup_policy", at))
     with np.errstate(all="ignore"):
         found = slacks(t, z, np.stack(inputs, 1), np.ones(1))[0]
-    worst = int(found.argmin())
-    if found[worst] >= 0.0:
+    failing = np.flatnonzero(found < 0.0)
+    if not len(failing):
         return f"the clipped proposal's plan holds{outside}"
-    by = f" by {-found[worst]:.3g}" if np.isfinite(found[worst]) else ""
-    return f"the proposal's plan breaks {label(t, worst)}{by}{outside}"
+    first = min(failing.tolist(), key=lambda i: (node(t, i), found[i]))
+    by = f" by {-found[first]:.3g}" if np.isfinite(found[first]) else ""
+    return f"the proposal's plan breaks {label(t, first)}{by}{outside}"

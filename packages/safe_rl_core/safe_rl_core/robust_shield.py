@@ -91,7 +91,6 @@ class RobustShield(ShieldBase):
         """Forget the committed plan: a new flight begins."""
         super().reset()
         self._plan: _Plan | None = None
-        self._refused = (math.nan, "none")
         self._sigma = math.nan
         self._judged_is_committed = False
 
@@ -120,17 +119,15 @@ class RobustShield(ShieldBase):
     def _decide(self, x: Array, period: Period) -> ShieldResult:
         if not np.isfinite(x).all():
             return self._continue(None, Reason.STATE_NOT_FINITE, period)
-        slack, critical = math.nan, "none"
+        self._judged_is_committed = False
         for candidate in self._candidates(x, period):
             begin = perf_counter_ns()
             judged = self.kernel.valid(x, candidate.action)
             period.verify += perf_counter_ns() - begin
             if judged.holds:
                 return self._commit(candidate, judged, period)
-            slack, critical = judged.slack, judged.critical
-        self._judged_is_committed = False
-        if self._plan is None:  # the last candidate was the backup action
-            return self._without_plan(candidate.action, slack, critical, period)
+        if self._plan is None:
+            return self._without_plan(candidate, judged, period)
         return self._continue(x, Reason.PLAN_CONTINUED, period)
 
     def _candidates(self, x: Array, period: Period) -> Iterator[_Candidate]:
@@ -161,7 +158,7 @@ class RobustShield(ShieldBase):
         return self.kernel.screen(x, u)[0] >= 0.0
 
     def _share(self, x: Array, backup: Array, goal: Array, most: float) -> float:
-        """How far from the backup action to the goal plans seem to hold, by bisection."""
+        """How far from the backup action to the goal plans seem to hold: at most `most`."""
         low, high = 0.0, most
         for _ in range(HALVINGS):
             middle = 0.5 * (low + high)
@@ -177,7 +174,7 @@ class RobustShield(ShieldBase):
         rows = self.kernel.tightened_rows(x, u)
         period.kernel += perf_counter_ns() - begin
         nearest = self._nearest(rows, proposal, period)
-        return nearest if period.qp_used else None
+        return None if nearest is proposal else nearest
 
     def _commit(self, candidate: _Candidate, judged: Valid, period: Period) -> ShieldResult:
         """Adopt a VALID plan; from now on it is the way out."""
@@ -188,19 +185,19 @@ class RobustShield(ShieldBase):
         self._index, self._sigma, self._judged_is_committed = 0, math.nan, True
         kind = candidate.kind
         reason = _REASONS.get(kind) or self._why_backup(period)
-        return self._finish(inputs[0].copy(), kind, reason, period, candidate.blend, new=True)
+        return self._finish(
+            inputs[0].copy(), kind, reason, period, blend=candidate.blend, new=True
+        )
 
     def _why_backup(self, period: Period) -> Reason:
         return self._unusable(period) if period.proposal is None else Reason.NOT_VERIFIED
 
-    def _without_plan(
-        self, backup: Array, slack: float, critical: str, period: Period
-    ) -> ShieldResult:
+    def _without_plan(self, backup: _Candidate, judged: Valid, period: Period) -> ShieldResult:
         """A5 does not hold yet: the backup action, for which nothing is claimed."""
-        if not np.isfinite(backup).all():
+        if not np.isfinite(backup.action).all():
             return self._stop(Reason.NO_PLAN_YET, period)
-        self._refused = (slack, critical)
-        return self._finish(self._clipped(backup), Kind.BACKUP, Reason.NO_PLAN_YET, period)
+        action = self._clipped(backup.action)
+        return self._finish(action, Kind.BACKUP, Reason.NO_PLAN_YET, period, refused=judged)
 
     def _continue(self, x: Array | None, reason: Reason, period: Period) -> ShieldResult:
         """The next element of the committed plan, tracked if x is known; then its base point."""
@@ -235,28 +232,30 @@ class RobustShield(ShieldBase):
         kind: Kind,
         reason: Reason,
         period: Period,
+        *,
         blend: float = 0.0,
         new: bool = False,
+        refused: Valid | None = None,
     ) -> ShieldResult:
         """The answer, with what the per-step record keeps of it."""
         plan = self._plan
         decision = Decision(
             kind=kind,
-            index=0 if plan is None else self._index,
+            index=-1 if plan is None else self._index,
             u_in_force=self._send(action),
             x_hat=None if period.x_hat is None else period.x_hat.copy(),
             proposal=None if period.received is None else period.received.copy(),
             z_0=plan.states[0] if new else None,
             inputs=plan.inputs if new else None,
         )
-        slack, critical = self._refused if plan is None else (plan.slack, plan.critical)
+        judged = plan or refused
         return self._answer(
             action,
             _VERDICTS.get(kind, Verdict.BACKUP),
             reason,
             period,
-            margin=slack,
-            critical_row=critical,
+            margin=math.nan if judged is None else judged.slack,
+            critical_row="none" if judged is None else judged.critical,
             blend=blend,
             decision=decision,
         )

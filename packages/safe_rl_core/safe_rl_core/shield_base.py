@@ -184,7 +184,7 @@ class ShieldBase(ABC):
             period.qp_used = True
             v = self._projection(rows, v_d, row)
             nearest = None if v is None else np.clip(v * self._scale, self._low, self._high)
-        period.qp = perf_counter_ns() - begin
+        period.qp += perf_counter_ns() - begin
         return nearest
 
     def _unusable(self, period: Period) -> Reason:

@@ -2,11 +2,12 @@
 
     p+ = p + D v + D^2/2 a        v+ = v + D a - D c v^3        |p| <= 2, v^2 <= 1, |a| <= 1
 
-Errors are plain differences. The error map depends on the reference through its speed s = v alone:
+Errors are plain differences. The error map depends on the reference through its speed v alone:
 
-    e_v+ = e_v + D (da - c (3 s^2 e_v + 3 s e_v^2 + e_v^3)),   second derivative -6 D c (s + e_v)
+    e_v+ = e_v + D (da - c (3 v^2 e_v + 3 v e_v^2 + e_v^3)),   second derivative -6 D c (v + e_v)
 
-so every bound below is a line of algebra, and the table differs from cell to cell.
+so every bound below is a line of algebra, and the table differs from cell to cell. The schedule is
+(v, a) for the sake of cells in two dimensions.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ D, DRAG, HORIZON, DELAY = 0.1, 0.2, 40, 1
 REACH, TOP, INPUT, HOME = 2.0, 1.0, 1.0, 1.2
 GAIN = np.array([[-1.2, -1.6]])
 DISTURBANCE, ESTIMATE = np.array([2e-4, 2e-3]), np.array([1e-3, 2e-3])
-DOMAIN, CELLS = np.array([0.4, 0.4]), 4
+DOMAIN, CELLS = np.array([0.4, 0.4]), (4, 3)
 RATE = 0.93
 
 _STEP = f"""d = const {D}
@@ -135,10 +136,12 @@ v = add b d
 return p v
 function schedule(x:2, u:1)
 v = input x 1
+a = input u 0
 one = const 1.0
 s = mul one v
-return s
-function error_map(s:1, e:2, v:1, w:2)
+t = mul one a
+return s t
+function error_map(s:2, e:2, v:1, w:2)
 v = input s 0
 ep = input e 0
 ev = input e 1
@@ -221,7 +224,7 @@ def _base() -> BaseCertificate:
 
     base = BaseCertificate(
         input=np.zeros(1),
-        schedule=np.zeros(1),
+        schedule=np.zeros(2),
         gain=GAIN,
         factor=shape,
         contraction=RATE + norm(bend),
@@ -233,7 +236,7 @@ def _base() -> BaseCertificate:
         leaves_low=np.zeros((1, 1)),
         leaves_high=np.zeros((1, 1)),
         leaves_multipliers=np.zeros((1, 2)),
-        symmetries=np.zeros((0, 4)),
+        symmetries=np.zeros((0, 5)),
     )
     total = base.contraction + base.disturbance_norm + base.estimate_norm
     most = np.linalg.norm(np.linalg.solve(shape, GAIN[0])) + np.abs(GAIN) @ prediction_error()
@@ -250,10 +253,10 @@ def prediction_error() -> np.ndarray:
 
 def certificate(program: Program) -> Certificate:
     """The bounds, each as derived above."""
-    edges = np.linspace(-1.2, 1.2, CELLS + 1)
+    edges = np.linspace(-1.2, 1.2, CELLS[0] + 1)
     fastest = np.maximum(np.abs(edges[:-1]), np.abs(edges[1:]))
-    remainder = np.zeros((CELLS, 2, 5, 5))
-    remainder[:, 1, 1, 1] = 6.0 * D * DRAG * (fastest + DOMAIN[1])
+    remainder = np.zeros((CELLS[0] * CELLS[1], 2, 5, 5))
+    remainder[:, 1, 1, 1] = np.repeat(6.0 * D * DRAG * (fastest + DOMAIN[1]), CELLS[1])
     curved = np.zeros((3, 2, 2))
     curved[2, 1, 1] = 2.0
     return Certificate(
@@ -272,10 +275,10 @@ def certificate(program: Program) -> Certificate:
         input_domain=np.array([1.0]),
         state_low=np.array([-2.5, -1.2]),
         state_high=np.array([2.5, 1.2]),
-        schedule_low=edges[:1],
-        schedule_high=edges[-1:],
-        schedule_cells=np.array([float(CELLS)]),
-        remainder_splits=np.ones(6),
+        schedule_low=np.array([-1.2, -INPUT]),
+        schedule_high=np.array([1.2, INPUT]),
+        schedule_cells=np.array(CELLS, np.float64),
+        remainder_splits=np.ones(7),
         remainder=remainder,
         shift_remainder=np.zeros((2, 4, 4)),
         safe_remainder=curved,

@@ -182,7 +182,7 @@ def test_tracking_needs_room_in_the_box(t: Theorem) -> None:
     ubar = plan_of(t, z_0, np.array([[0.3]]))
     ubar[0, 9] = 0.999
     found = slacks(t, z_0, ubar, ONE)[0]
-    assert label(t, int(found.argmin())) == "V3 input 0 at node 9"
+    assert label(t, int(found.argmin())) == "V3 accel at node 9"
     assert found.min() < 0.0
     assert not holds(t, z_0[0], ubar[0], N + 1)
 
@@ -192,7 +192,7 @@ def test_the_first_input_must_lie_in_the_box(t: Theorem) -> None:
     for u, valid in ((1.0, True), (np.nextafter(1.0, 2.0), False)):
         found = slacks(t, z_0, plan_of(t, z_0, np.array([[u]])), ONE)[0]
         assert (found.min() >= 0.0) == valid
-        assert label(t, int(found.argmin())) == "V3 input 0 at node 0"
+        assert label(t, int(found.argmin())) == "V3 accel at node 0"
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,19 @@ from robust_cart import (
 from robust_cart import factor as cart_factor
 from robust_twin import judge, open_tube, roll
 from safe_rl_core.bundle import Bundle
+from safe_rl_core.certificate import JSON_FILE
 from safe_rl_core.errors import CertificateError, KernelError
 from safe_rl_core.kernel import Compiled, build
 from safe_rl_core.kernel.kernel import compare
 from safe_rl_core.kernel.robust import SIGMA_ACCURACY, SIGMA_LIMIT, RobustKernel
+from safe_rl_core.loop import operating_state
 from safe_rl_core.program import Program, parse
-from shipped import load
+from shipped import MODELS, load
 
 _kernel = RobustKernel.of(cart())
+SHIPPED = [
+    n for n in ("quadrotor_robust", "unicycle_robust") if (MODELS / n / JSON_FILE).is_file()
+]
 SIGNS = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
 
 
@@ -70,7 +75,7 @@ def test_equals_the_slow_twin_with_full_tables(seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape = np.array([[3.0, 0.0], [rng.normal(), 2.0]])
     bundle = with_bounds(
-        remainder=rng.uniform(0.0, 0.1, (4, 2, 5, 5)),
+        remainder=rng.uniform(0.0, 0.1, (12, 2, 5, 5)),
         shift_remainder=rng.uniform(0.0, 0.3, (2, 4, 4)),
         safe_remainder=rng.uniform(0.0, 0.5, (3, 2, 2)),
         tracking_gain=GAIN + rng.normal(size=(1, 2)) * 0.1,
@@ -84,12 +89,25 @@ def test_equals_the_slow_twin_with_full_tables(seed: int) -> None:
         assert_equal_to_twin(bundle, kernel, *start(rng))
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_plans_equal_the_slow_twin(name: str) -> None:
+    bundle, rng = load(name), np.random.default_rng(0)
+    kernel = RobustKernel.of(bundle)
+    while True:
+        x = operating_state(bundle, rng)
+        u = bundle.compiled("backup_policy", x)
+        if kernel.valid(x, u).holds:
+            break
+    assert assert_equal_to_twin(bundle, kernel, x, u).holds
+
+
 #: Condition -> the certificate in which it fails first; a plan that passes with the cart's own.
 BROKEN: dict[str, tuple[dict[str, object], list[float], float]] = {
     "domain p@": ({"error_domain": np.array([0.01, 0.4])}, [0.0, 0.0], 0.0),
     "domain v@": ({"error_domain": np.array([0.4, 0.01])}, [0.0, 0.0], 0.0),
     "domain accel@": ({"input_domain": np.array([0.04])}, [0.0, 0.0], 0.0),
-    "domain s_0@": ({"schedule_low": np.array([-0.1])}, [0.9, -0.3], 0.0),
+    "domain s_0@": ({"schedule_low": np.array([-0.1, -1.0])}, [0.9, -0.3], 0.0),
+    "domain s_1@": ({"schedule_high": np.array([1.2, 0.5])}, [-0.9, -0.3], 0.6),
     "domain x_0@": ({"state_high": np.array([0.5, 1.2])}, [0.9, 0.1], 0.0),
     "domain x_1@": ({"state_low": np.array([-2.5, -0.1])}, [0.9, -0.3], 0.0),
     "right@": ({"sampling_margin": np.array([0.15, 0.0, 0.0])}, [1.9, 0.0], 0.0),
@@ -116,8 +134,30 @@ def test_every_condition_can_refuse(name: str) -> None:
     assert found.critical.startswith(name)
 
 
+def test_a_plan_along_the_edge_of_the_domain_is_in_the_last_cell() -> None:
+    """Speed and input start exactly on the upper bounds; every cell has its own table."""
+    table = np.arange(1.0, 13.0)[:, None, None, None] * np.full((12, 2, 5, 5), 1e-3)
+    bundle = with_bounds(remainder=table, schedule_high=np.array([0.5, 0.4]))
+    found = assert_equal_to_twin(
+        bundle, RobustKernel.of(bundle), np.array([0.0, 0.5]), np.array([0.4])
+    )
+    assert found.critical == "domain s_0@1"
+    assert assert_equal_to_twin(
+        bundle, RobustKernel.of(bundle), np.array([1.2, 0.5]), np.array([-0.7])
+    ).holds
+
+
+def test_a_channel_without_bounds_must_still_be_a_number() -> None:
+    free = np.array([math.inf, math.inf])
+    kernel = _unchecked(with_bounds(state_low=-free, state_high=free))
+    assert kernel.valid(np.zeros(2), np.zeros(1)).holds
+    for bad in (math.nan, math.inf, -math.inf):
+        found = kernel.valid(np.array([bad, 0.0]), np.zeros(1))
+        assert (found.holds, found.critical) == (False, "domain x_0@0")
+
+
 def test_the_schedule_of_the_base_point_is_checked() -> None:
-    bundle = with_bounds(base_schedule=np.array([1e-7]))
+    bundle = with_bounds(base_schedule=np.array([0.0, 1e-7]))
     found = RobustKernel.of(bundle).valid(np.zeros(2), np.zeros(1))
     assert (found.holds, found.critical) == (False, f"base equilibrium@{HORIZON}")
 
@@ -158,12 +198,12 @@ def test_a_number_that_is_missing_is_never_valid() -> None:
         inputs[7] = bad
         assert not _kernel.replay(x, inputs).holds
     names = [f for f in vars(bundle.robust) if isinstance(getattr(bundle.robust, f), np.ndarray)]
-    used = set(names) - {"estimate_error", "remainder_splits", "schedule_cells"}
+    used = set(names) - {"estimate_error", "remainder_splits", "schedule_cells"}  # of no tube
     for name in (*sorted(used), "base_input", "base_extent", "base_schedule"):
         of = bundle.robust.base if name.startswith("base_") else bundle.robust
         entry = np.array(getattr(of, name.removeprefix("base_")))
         entry[(-1,) * entry.ndim] = math.nan
-        if name == "shift_remainder":
+        if name in ("shift_remainder", "remainder"):  # not every entry is read
             entry[:] = math.nan
         kernel = _unchecked(with_bounds(**{name: entry}))
         assert not kernel.valid(np.array([0.1, 0.7]), u).holds, name
@@ -233,7 +273,7 @@ def test_a_valid_plan_holds_in_the_worst_world(seed: int, corner: int) -> None:
 
 def test_the_tube_is_no_larger_than_it_must_be() -> None:
     """Without curvature the worst corner reaches the bound: nothing is hidden in it."""
-    bundle = with_bounds(remainder=np.zeros((4, 2, 5, 5)))
+    bundle = with_bounds(remainder=np.zeros((12, 2, 5, 5)))
     kernel, x, u = RobustKernel.of(bundle), np.zeros(2), np.zeros(1)
     plan = kernel.valid(x, u)
     for j in (1, 2, 3):  # at rest in the origin the drag's slope is zero: a linear loop
@@ -259,7 +299,9 @@ def test_sigma_is_the_largest_factor_that_holds() -> None:
         above = sigma * (1.0 + 1.1 * SIGMA_ACCURACY)
         assert judge(cart(), x, inputs, above).slack < 0.0
         assert _kernel.valid(x, u).slack == _kernel.replay(x, inputs).slack
+        kept = _kernel._arrays["kept"].copy()
         assert _kernel.sigma() == sigma
+        assert np.array_equal(kept, _kernel._arrays["kept"])  # the projection's margins stay
 
 
 def test_sigma_of_plans_that_do_not_hold() -> None:
@@ -342,7 +384,7 @@ def test_errors_say_what_to_do() -> None:
     with pytest.raises(CertificateError, match="has no certificate .* run safe-rl verify"):
         RobustKernel.of(load("unicycle_lane"))
     with pytest.raises(KernelError, match="the certificate speaks of sizes"):
-        RobustKernel.of(replace(cart(), robust=replace(cart().robust, schedule_low=np.zeros(2))))
+        RobustKernel.of(replace(cart(), robust=replace(cart().robust, schedule_low=np.zeros(3))))
     for flat in (
         np.zeros((2, 2)),
         np.array([[1e-9, 1.0], [1.0, 1e9 + 1e-6]]),
@@ -375,7 +417,7 @@ def test_a_wrong_derivative_of_the_error_map_is_noticed(monkeypatch: pytest.Monk
         Compiled(Program(parse(text(cart_factor()) + "# another hash\n"), {}))
 
 
-LAYERED = """function error_map(s:1, e:2, v:1, w:2)
+LAYERED = """function error_map(s:2, e:2, v:1, w:2)
 s0 = input s 0
 e0 = input e 0
 e1 = input e 1
@@ -401,7 +443,7 @@ def test_an_error_map_with_layers_carries_every_direction() -> None:
     begin, end = whole.index("function error_map"), whole.index("function shifted")
     program = Program(parse(whole[:begin] + LAYERED + whole[end:]), weights)
     compiled = Compiled(program)
-    point = np.array([0.3]), np.array([0.1, 0.2]), np.array([0.4]), np.zeros(2)
+    point = np.array([0.3, 0.0]), np.array([0.1, 0.2]), np.array([0.4]), np.zeros(2)
     compare("error_map", compiled("error_map", *point), program("error_map", *point))
 
 

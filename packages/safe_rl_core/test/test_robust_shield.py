@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from robust_cart import DISTURBANCE, ESTIMATE, GAIN, HORIZON, cart, shared, with_bounds
+from safe_rl_core.bundle import Channel
 from safe_rl_core.chain import Kind
 from safe_rl_core.errors import CertificateError, ModelError
 from safe_rl_core.kernel.robust import RobustKernel
@@ -129,6 +130,14 @@ def test_a_valid_proposal_passes_bit_for_bit() -> None:
         assert (result.intervention, result.blend) == (0.0, 1.0)
 
 
+def test_a_zero_on_the_bound_keeps_its_sign() -> None:
+    """-0.0 equals a lower bound of 0.0; clipping it would change a bit."""
+    robust = shield(inputs=(Channel("accel", "m/s^2", 0.0, 1.0),), delay_steps=0)
+    result = robust.step(np.array([-0.5, 0.2]), np.array([-0.0]))
+    assert result.verdict is Verdict.PASSED
+    assert result.action.tobytes() == np.array([-0.0]).tobytes()
+
+
 def test_the_record_of_a_committed_plan() -> None:
     robust, x, proposal = shield(), np.array([0.4, 0.2]), np.array([0.1])
     result = robust.step(x, proposal)
@@ -163,6 +172,12 @@ def test_the_committed_plan_is_tracked(monkeypatch: pytest.MonkeyPatch) -> None:
         assert decision.z_0 is decision.inputs is None
         assert (result.margin, result.critical_row) == (first.margin, first.critical_row)
     assert np.array_equal(robust._plan.states, first.plan_states)
+    x = first.plan_states[4] + [0.01, -0.02]
+    ahead = robust.predict(x)
+    result = robust.continue_plan(x)
+    expected = first.plan_inputs[4] + GAIN @ (ahead - first.plan_states[4])
+    assert result.action == pytest.approx(expected, abs=1e-14)
+    assert (result.reason, result.decision.index) == (Reason.PLAN_CONTINUED, 4)
 
 
 def test_after_the_plan_its_own_base_point_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +228,8 @@ def test_a_state_whose_difference_is_no_number() -> None:
     planned = robust.step(REST, STILL).plan_inputs.copy()
     steep = with_bounds(tracking_gain=GAIN * 1e300).robust
     robust._certificate = steep
-    result = robust.continue_plan(np.array([1e300, 1e300]))
+    with np.errstate(over="ignore"):
+        result = robust.continue_plan(np.array([1e300, 1e300]))
     assert np.array_equal(result.action, planned[1])
     assert result.reason is Reason.STATE_NOT_FINITE
 
@@ -289,7 +305,7 @@ def test_before_the_first_plan_nothing_is_claimed() -> None:
         assert result.critical_row.startswith(("right", "domain"))
         assert np.array_equal(result.action, cart().compiled("backup_policy", lost))
         assert result.decision.z_0 is None
-        assert result.decision.index == 0
+        assert result.decision.index == -1
     assert math.isnan(robust.sigma())
     assert robust.step(REST, STILL).verdict is Verdict.PASSED
 
@@ -339,10 +355,17 @@ def test_sigma_is_that_of_the_plan_in_hand(monkeypatch: pytest.MonkeyPatch) -> N
     assert robust.sigma() == expected
     monkeypatch.undo()
     robust.step(np.array([0.9, 0.6]), STILL)
-    robust.kernel.valid(REST, STILL)
-    robust._judged_is_committed = False  # judged something else since
     own.replay(robust._plan.states[0], robust._plan.inputs)
     assert robust.sigma() == own.sigma() > 1.0
+
+
+def test_sigma_after_other_plans_were_judged() -> None:
+    robust, own = shield(delay_steps=0), RobustKernel.of(cart())
+    robust.step(np.array([0.9, 0.6]), STILL)
+    plan = robust._plan
+    assert robust.step(np.array([1.95, 0.9]), STILL).decision.kind is Kind.CONTINUE
+    own.replay(plan.states[0], plan.inputs)
+    assert robust.sigma() == own.sigma()
 
 
 def test_longer_delays_keep_every_pending_input() -> None:

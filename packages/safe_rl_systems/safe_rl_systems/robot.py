@@ -235,16 +235,16 @@ def unicycle_lane() -> Robot:
 def quadrotor_robust() -> Robot:
     """The quadrotor of the theorem: exact flow, assumed disturbance, estimate error and delay.
 
-    Disturbance: an acceleration of at most 0.12 m/s² and a rate error of at most 0.012 rad/s along
+    Disturbance: an acceleration of at most 0.15 m/s² and a rate error of at most 0.015 rad/s along
     any axis. Over one period Δt with thrust at most T they move the error by
 
         tilt: r Δt    velocity: a Δt + T r Δt²/2    position: a Δt²/2 + T r Δt³/6
     """
     system = Quadrotor(integrator="exact", max_rate=8.0)
     chart = BodyFrameChart(system.period)
-    accel, rate, dt, thrust = 0.12, 0.012, system.period, system.max_thrust
+    accel, rate, dt, thrust = 0.15, 0.015, system.period, system.max_thrust
     found = gains("quadrotor")
-    point = HoverPoint(low=(-3.1, -3.1, 0.95), high=(3.1, 3.1, 2.15), lead=0.3)
+    point = HoverPoint(low=(-2.95, -2.95, 1.08), high=(2.95, 2.95, 2.02), lead=0.3)
     hover = (GRAVITY, 0.0, 0.0, 0.0)
     base = BaseController(system, chart, point, np.array(hover), found["base_gain"])
     recovery = CascadeBackup(
@@ -275,7 +275,7 @@ def quadrotor_robust() -> Robot:
         ),
         base_set=base_set,
         base_controller=base,
-        backup_policy=ReservedAuthority(recovery, (2.0, -6.5, -6.5, -6.5), (35.0, 6.5, 6.5, 6.5)),
+        backup_policy=ReservedAuthority(recovery, (2.0, -5.8, -5.8, -5.8), (35.0, 5.8, 5.8, 5.8)),
         task=Powerloop(system),
         horizon=100,
         class_k=4.0,

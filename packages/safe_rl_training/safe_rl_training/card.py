@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safe_rl_core.bundle import NOMINAL
+from safe_rl_core.bundle import NOMINAL, ROBUST
 from safe_rl_systems.robot import ROBOTS, Robot
 
 _TRAINING = (
@@ -48,14 +48,14 @@ def card(robot: Robot, record: Mapping[str, Any]) -> str:
 
 {_summary(robot)}
 
-**Certificate: {NOMINAL}.** The base set is checked on samples, not proved; the margins are
-empirical. The guarantee of the shield is nominal: see docs/theory.md for what it assumes.
+{_certificate(robot)}
 
 ## The policy
 
 A tracker trained by back-propagation through the robot's equations, **without** a shield: it flies
 its reference out of the safe set on purpose, and must not be run without the shield on a robot. It
-was trained on the equations of the flying variant; the `paper` bundle carries the same network.
+was trained on the equations of the flying variant; the other bundles of this robot carry the same
+network.
 
 | | |
 |---|---|
@@ -69,16 +69,41 @@ Unshielded, on the model's equations, as measured by the trainer (`training.json
 
 ## Limits
 
-- Trained and measured in simulation only: on `model`, `paper` and PyBullet.
+- Trained and measured in simulation only.
 - The policy sees the state and the task's phase, nothing else; it has no memory.
 - Behind the shield it does not know that it is being corrected: it pushes against the limit
   until the reference comes back.
 """
 
 
+def _certificate(robot: Robot) -> str:
+    if robot.robust is None:
+        return (
+            f"**Certificate: {NOMINAL}.** The base set is checked on samples, not proved; the "
+            "margins are\nempirical. The guarantee of the shield is nominal: see docs/theory.md "
+            "for what it assumes."
+        )
+    design = robot.robust
+    channels = zip(design.chart.errors, design.disturbance, design.estimate_error, strict=True)
+    rows = "\n".join(
+        f"| {name} | {w:.3g} {unit} | {eta:.3g} {unit} |" for (name, unit), w, eta in channels
+    )
+    return (
+        f"**Certificate: {ROBUST}**, if `safe-rl verify` has written one beside this card "
+        "(bundle.yaml\nsays so). It holds for a vehicle that keeps these bounds, per period, and "
+        f"answers {robot.delay_steps} period(s)\nafter its estimate; docs/proof.md says what "
+        "follows and what does not.\n\n"
+        f"| error channel | disturbance | estimate error |\n|---|---|---|\n{rows}"
+    )
+
+
 def _summary(robot: Robot) -> str:
     rows = ", ".join(robot.safe_set.names)
-    equations = {"model": "Runge-Kutta, as it flies", "paper": "explicit Euler, as published"}
+    equations = {
+        "model": "Runge-Kutta, as it flies",
+        "paper": "explicit Euler, as published",
+        "robust": "with the bounds that a certificate is derived from",
+    }
     return (
         f"A {robot.robot} with the task `{robot.task.name}` ({equations[robot.variant]}). "
         f"Control period {robot.system.period:g} s, backup horizon {robot.horizon} periods, "

@@ -32,9 +32,13 @@ SCORES = {
 
 @pytest.mark.parametrize("name", sorted(ROBOTS))
 def test_it_names_everything_that_made_it(name: str) -> None:
-    text = card(ROBOTS[name](), {"provenance": PROVENANCE, "evaluation": {"model": SCORES}})
-    for value in (*PROVENANCE.values(), name, "Certificate: none (nominal)", "-12.35"):
+    robot = ROBOTS[name]()
+    text = card(robot, {"provenance": PROVENANCE, "evaluation": {"model": SCORES}})
+    claim = "none (nominal)" if robot.robust is None else "robust"
+    for value in (*PROVENANCE.values(), name, f"Certificate: {claim}", "-12.35"):
         assert value in text
+    if robot.robust is not None:
+        assert all(f"| {channel} |" in text for channel, _ in robot.robust.chart.errors)
 
 
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,11 @@ def square(x: arb) -> arb:
     return arb(0).union(x.abs_upper() * x.abs_upper())
 
 
+def times(x: arb, y: arb) -> arb:
+    """x y, exactly the set of products; see _scaled."""
+    return (x * y.lower()).union(x * y.upper())
+
+
 def _monotone(f: Function) -> Function:
     return lambda x: f(x) if x.is_exact() else f(x.lower()).union(f(x.upper()))
 
@@ -71,6 +76,11 @@ _SMOOTH: dict[str, tuple[Function, Function, Function]] = {
         lambda x: -2 * _tanh(x) * (1 - square(_tanh(x))),
     ),
 }
+#: Slopes (f(x) - f(c)) / (x - c) in terms of f(x) and f(c), where there is such a form.
+_EXACT: dict[str, Callable[[arb, arb], arb]] = {
+    "inverse": lambda y, at_centre: -times(y, at_centre),
+    "sqrt": lambda y, at_centre: _inverse(y + at_centre),
+}
 
 
 @dataclass(slots=True)
@@ -99,15 +109,15 @@ class Jet:
             centre = self.centre + other.centre
         hess = None
         if self.hess is not None and other.hess is not None:
-            hess = _combine(self.hess, None, other.hess, None)
-        return Jet(value, centre, _combine(self.grad, None, other.grad, None), hess)
+            hess = _sum(self.hess, other.hess)
+        return Jet(value, centre, _sum(self.grad, other.grad), hess)
 
     def __mul__(self, other: Jet) -> Jet:
         if other is self:
             return self._square()
         a, b, ac, bc = self.value, other.value, self.centre, other.centre
-        grad = _combine(self.grad, b, other.grad, ac)
-        value = a * b
+        grad = _sum(_scaled(self.grad, b), _scaled(other.grad, ac))
+        value = times(a, b)
         centre = value
         if ac is not a or bc is not b:
             centre = ac * bc
@@ -115,18 +125,19 @@ class Jet:
                 grad = self._narrowest(grad, other)
         if self.hess is None or other.hess is None:
             return Jet(value, centre, grad, None)
-        hess = _combine(self.hess, b, other.hess, a)
+        hess = _sum(_scaled(self.hess, b), _scaled(other.hess, a))
         for i, x in self.grad.items():
-            for j, y in other.grad.items():
-                _put(hess, (i, j) if i <= j else (j, i), x * y if i != j else 2 * x * y)
+            for j, y in _scaled(other.grad, x).items():
+                _put(hess, (i, j) if i <= j else (j, i), y if i != j else 2 * y)
         return Jet(value, centre, grad, hess)
 
     def _narrowest(self, first: Sparse, other: Jet) -> Sparse:
         # (a - a_c) b + a_c (b - b_c), its mirror image and their mean are all exact; which one is
         # narrowest depends on the box. A product takes one form for all of its seeds.
         a, b, ac, bc = self.value, other.value, self.centre, other.centre
-        second = _combine(self.grad, bc, other.grad, a)
-        mean = _combine(self.grad, (b + bc) * _HALF, other.grad, (a + ac) * _HALF)
+        second = _sum(_scaled(self.grad, bc), _scaled(other.grad, a))
+        mean_a, mean_b = (a + ac) * _HALF, (b + bc) * _HALF
+        mean = _sum(_scaled(self.grad, mean_b), _scaled(other.grad, mean_a))
         forms = (first, second, mean)
         return min(forms, key=lambda form: sum(float(x.rad()) for x in form.values()))
 
@@ -147,33 +158,45 @@ class Jet:
             return self._chain(
                 value, value, slope(x), curvature(x) if self.hess is not None else x
             )
+        centre = f(c)
+        if name in _EXACT:
+            return self._chain(value, centre, _EXACT[name](value, centre), x)
         factor = slope(self.hull)
         taylor = slope(c) + curvature(self.hull) * (x - c) * _HALF
-        return self._chain(value, f(c), taylor if taylor.rad() < factor.rad() else factor, x)
+        return self._chain(value, centre, taylor if taylor.rad() < factor.rad() else factor, x)
 
     def _chain(self, value: arb, centre: arb, first: arb, second: arb) -> Jet:
-        grad = {i: x * first for i, x in self.grad.items()}
+        grad = _scaled(self.grad, first)
         if self.hess is None:
             return Jet(value, centre, grad, None)
-        hess = {k: x * first for k, x in self.hess.items()}
+        hess: Sparse = {}
         entries = list(self.grad.items())
         for n, (i, x) in enumerate(entries):
-            for j, y in entries[n:]:
-                z = square(x) if i == j else x * y
-                _put(hess, (i, j) if i <= j else (j, i), z * second)
-        return Jet(value, centre, grad, hess)
+            _put(hess, (i, i), square(x))
+            for j, y in _scaled(dict(entries[n + 1 :]), x).items():
+                _put(hess, (i, j) if i <= j else (j, i), y)
+        return Jet(value, centre, grad, _sum(_scaled(self.hess, first), _scaled(hess, second)))
 
 
 def _put(into: Sparse, key: Any, x: arb) -> None:
     into[key] = into[key] + x if key in into else x
 
 
-def _combine(a: Sparse, ca: arb | None, b: Sparse, cb: arb | None) -> Sparse:
-    if not a and cb is None:
+def _scaled(a: Sparse, factor: arb) -> Sparse:
+    # One ball is an exact multiple of the other's ends: no wider than the true set of products,
+    # while a product of two balls is wide by the product of their radii.
+    if factor.is_exact():
+        return {key: x * factor for key, x in a.items()}
+    low, high = factor.lower(), factor.upper()
+    return {key: (x * low).union(x * high) for key, x in a.items()}
+
+
+def _sum(a: Sparse, b: Sparse) -> Sparse:
+    if not a:
         return b
-    result = dict(a) if ca is None else {key: x * ca for key, x in a.items()}
+    result = dict(a)
     for key, x in b.items():
-        _put(result, key, x if cb is None else x * cb)
+        _put(result, key, x)
     return result
 
 
@@ -197,7 +220,9 @@ def _truth(yes: bool, no: bool) -> Jet | None:
 
 
 def _negative(a: Jet) -> Jet:
-    return a * constants([-1])[0]
+    value, grad = -a.value, {i: -x for i, x in a.grad.items()}
+    hess = None if a.hess is None else {k: -x for k, x in a.hess.items()}
+    return Jet(value, value if a.centre is a.value else -a.centre, grad, hess)
 
 
 def _quotient(a: Jet, b: Jet) -> Jet:

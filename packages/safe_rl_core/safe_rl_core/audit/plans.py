@@ -103,7 +103,7 @@ def label(t: Theorem, index: int) -> str:
     if index < safe:
         return f"V2 {t.rows[index % len(t.rows)]} at node {node(t, index)}"
     if index < safe + inputs:
-        return f"V3 input {(index - safe) // 2 % len(t.low)} at node {node(t, index)}"
+        return f"V3 {t.inputs[(index - safe) // 2 % len(t.low)]} at node {node(t, index)}"
     names = ("V4 terminal set", *(f"V5 {row} of the base set" for row in t.rows), "V5 rest")
     return (*names, "the certified domain")[index - safe - inputs]
 

@@ -76,6 +76,7 @@ class Theorem:
     scale: Array
     stop: Array
     rows: tuple[str, ...]
+    inputs: tuple[str, ...]
     c: SimpleNamespace
 
 
@@ -134,6 +135,7 @@ def load_theorem(folder: Path, header: Header) -> Theorem:
             scale=np.array(data["input_scale"], float),
             stop=np.array(data["stop_action"], float),
             rows=tuple(data["safe_set"]),
+            inputs=tuple(channel["name"] for channel in data["inputs"]),
             c=SimpleNamespace(
                 **{k: np.array(v) if isinstance(v, list) else v for k, v in entries.items()}
             ),

@@ -151,12 +151,9 @@ static void at_the_end(const Bounds *bounds, const double *z, Terminal *end) {
 static void linearise(const Bounds *bounds, const Work *work, int N) {
   for (int j = 0; j <= N; j++) {
     const double *z = work->states + j * NX, *u = work->inputs + j * NU;
-    double s[NS], a[NE * NE], b[NE * NU], sum = 0.0;
+    double s[NS], a[NE * NE], b[NE * NU];
     double *closed = work->closed + j * NE * NE, *noise = work->noise + j * NE;
     safe_rows(z, work->h + j * NH, work->slope + j * NH * NE);
-    for (int i = 0; i < NX; i++) sum += z[i];
-    for (int i = 0; i < NU; i++) sum += u[i];
-    for (int i = 0; i < NH; i++) work->h[j * NH + i] += 0.0 * sum; /* NaN if one is not finite */
     value_schedule(z, u, s);
     work->cell[j] =
         cell_of(bounds, z, j < N ? s : NULL, work->outside + j, work->outside_row + j);

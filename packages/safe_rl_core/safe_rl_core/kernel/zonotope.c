@@ -4,43 +4,51 @@
 
 #define CHUNK 32
 
-static const int8x MAGNITUDE = {INT64_MAX, INT64_MAX, INT64_MAX, INT64_MAX,
-                                INT64_MAX, INT64_MAX, INT64_MAX, INT64_MAX};
-
 static inline int chunks(int columns) { return (columns + CHUNK - 1) / CHUNK * CHUNK; }
 
-static inline vec8 size8(vec8 v) { return (vec8)((int8x)v & MAGNITUDE); }
+/* Vectors as wide as the machine's own, and how many of each row of g a product keeps in them. */
+#if defined(__AVX512F__)
+enum { WIDTH = 8, SETS = 2 };
+#elif defined(__AVX__)
+enum { WIDTH = 4, SETS = 1 };
+#else
+enum { WIDTH = 2, SETS = 2 };
+#endif
+typedef double vecw __attribute__((vector_size(8 * WIDTH)));
+typedef int64_t intw __attribute__((vector_size(8 * WIDTH)));
 
-static inline double sum8(vec8 v) {
-  return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+static inline vecw magnitude(vecw v) { return (vecw)((intw)v & INT64_MAX); }
+
+static inline double total_of(vecw v) {
+  double sum = 0.0;
+  for (int l = 0; l < WIDTH; l++) sum += v[l];
+  return sum;
 }
 
 /* out = m g and its row sums of magnitudes, m (NE, NE), g (NE, columns). */
 static void product(const double *restrict m, const double *restrict g, int stride, int columns,
                     double *restrict out, double *sums) {
-  vec8 total[NE];
-  for (int r = 0; r < NE; r++) total[r] = all8(0.0);
-  for (int l = 0; l < columns; l += 16) {
-    vec8 left[NE], right[NE];
+  vecw total[NE];
+  for (int r = 0; r < NE; r++) total[r] = (vecw){0};
+  for (int l = 0; l < columns; l += WIDTH * SETS) {
+    vecw part[NE][SETS];
 #pragma GCC unroll 16
-    for (int c = 0; c < NE; c++) {
-      left[c] = *(const vec8 *)(g + c * stride + l);
-      right[c] = *(const vec8 *)(g + c * stride + l + 8);
-    }
+    for (int c = 0; c < NE; c++)
+#pragma GCC unroll 2
+      for (int s = 0; s < SETS; s++)
+        part[c][s] = *(const vecw *)(g + c * stride + l + s * WIDTH);
 #pragma GCC unroll 16
-    for (int r = 0; r < NE; r++) {
-      vec8 a = m[r * NE] * left[0], b = m[r * NE] * right[0];
+    for (int r = 0; r < NE; r++)
+#pragma GCC unroll 2
+      for (int s = 0; s < SETS; s++) {
+        vecw sum = m[r * NE] * part[0][s];
 #pragma GCC unroll 16
-      for (int c = 1; c < NE; c++) {
-        a += m[r * NE + c] * left[c];
-        b += m[r * NE + c] * right[c];
+        for (int c = 1; c < NE; c++) sum += m[r * NE + c] * part[c][s];
+        *(vecw *)(out + r * stride + l + s * WIDTH) = sum;
+        total[r] += magnitude(sum);
       }
-      *(vec8 *)(out + r * stride + l) = a;
-      *(vec8 *)(out + r * stride + l + 8) = b;
-      total[r] += size8(a) + size8(b);
-    }
   }
-  for (int r = 0; r < NE; r++) sums[r] = sum8(total[r]);
+  for (int r = 0; r < NE; r++) sums[r] = total_of(total[r]);
 }
 
 static int equal_or_opposite(const double *a, const double *b) {
@@ -60,19 +68,19 @@ static void reaches(const double *m, int rows, const double *g, int stride, int 
     if (r > 0 && equal_or_opposite(row, row - NE)) { sums[r] = sums[r - 1]; continue; }
     for (int c = 0; c < NE; c++)
       if (row[c] != 0.0) { factor[count] = row[c]; at[count++] = c * stride; }
-    vec8 total = all8(0.0);
-    for (int l = 0; l < columns; l += CHUNK) {
-      vec8 s0 = all8(0.0), s1 = s0, s2 = s0, s3 = s0;
+    vecw total = {0};
+    for (int l = 0; l < columns; l += 4 * WIDTH) {
+      vecw s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
       for (int q = 0; q < count; q++) {
-        const vec8 *p = (const vec8 *)(g + at[q] + l);
+        const vecw *p = (const vecw *)(g + at[q] + l);
         s0 += factor[q] * p[0];
         s1 += factor[q] * p[1];
         s2 += factor[q] * p[2];
         s3 += factor[q] * p[3];
       }
-      total += (size8(s0) + size8(s1)) + (size8(s2) + size8(s3));
+      total += (magnitude(s0) + magnitude(s1)) + (magnitude(s2) + magnitude(s3));
     }
-    sums[r] = sum8(total);
+    sums[r] = total_of(total);
   }
 }
 

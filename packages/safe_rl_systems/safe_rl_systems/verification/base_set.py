@@ -31,9 +31,9 @@ from safe_rl_systems.verification.tiling import Tiling
 
 _CHUNK = 1500
 #: omega and nu are stored larger by this share, for a checker that divides the set otherwise.
-_SPARE = 2e-3
-#: Cells on which omega and nu are bounded, at least.
-_PERTURBATION_CELLS = 400
+_SPARE = 5e-3
+#: For omega and nu: how often, and how many of the cells with the largest, are halved.
+_ROUNDS, _HALVED = 20, 100
 
 _Bounds = tuple[NDArray[np.bool_], Array, Array]
 _Bound = Callable[[Array, Array], Iterator[_Bounds]]
@@ -134,15 +134,23 @@ def prove(
 def perturbation_norms(
     problem: BaseProblem, tiling: Tiling, low: Array, high: Array
 ) -> tuple[float, float]:
-    """(omega, nu) over the cells [low, high], halved until there are a few hundred."""
-    while len(low) < _PERTURBATION_CELLS:
-        low, high = tiling.halves(low, high)
-    omega, nu = 0.0, 0.0
-    for first in range(0, len(low), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        norms = problem.perturbation_norms(low[part], high[part])
-        omega, nu = max(omega, norms[0].max()), max(nu, norms[1].max())
-    return float(omega * (1.0 + _SPARE)), float(nu * (1.0 + _SPARE))
+    """(omega, nu) over the cells [low, high]; those with the largest are halved a few times."""
+    value = _norms(problem, low, high)
+    for _ in range(_ROUNDS):
+        relative = (value / np.maximum(value.max(0), 1e-300)).max(1)
+        large = np.argsort(-relative)[:_HALVED]
+        rest = np.setdiff1d(np.arange(len(low)), large)
+        new = tiling.halves(low[large], high[large])
+        low, high = np.concatenate((low[rest], new[0])), np.concatenate((high[rest], new[1]))
+        value = np.concatenate((value[rest], _norms(problem, *new)))
+    omega, nu = value.max(0) * (1.0 + _SPARE)
+    return float(omega), float(nu)
+
+
+def _norms(problem: BaseProblem, low: Array, high: Array) -> Array:
+    parts = [slice(first, first + _CHUNK) for first in range(0, len(low), _CHUNK)]
+    found = [problem.perturbation_norms(low[part], high[part]) for part in parts]
+    return np.concatenate([np.column_stack(norms) for norms in found])
 
 
 def _search(

@@ -36,7 +36,9 @@ class Step:
     value: float
 
 
-def worst_step(problem: BaseProblem, perturbed: bool = True, seed: int = 0) -> Step:
+def worst_step(
+    problem: BaseProblem, perturbed: bool = True, seed: int = 0, samples: int = _SAMPLES
+) -> Step:
     """The largest |error_map|_P found over the set, and over the corners of eta and w.
 
     Without `perturbed` it is a lower bound of rho. States without an image (outside the chart)
@@ -44,11 +46,11 @@ def worst_step(problem: BaseProblem, perturbed: bool = True, seed: int = 0) -> S
     """
     rng = np.random.default_rng(seed)
     k = len(problem.factor)
-    y = rng.normal(size=(_SAMPLES, k))
+    y = rng.normal(size=(samples, k))
     y /= np.linalg.norm(y, axis=1, keepdims=True)
-    inner = rng.random(_SAMPLES) < 0.2
+    inner = rng.random(samples) < 0.2
     y[inner] *= rng.random((int(inner.sum()), 1)) ** (1.0 / k)
-    corners = rng.choice((-1.0, 1.0), size=(_SAMPLES, 2 * k)) * float(perturbed)
+    corners = rng.choice((-1.0, 1.0), size=(samples, 2 * k)) * float(perturbed)
     value = _values(problem, y, corners)
     top = np.argsort(-value)[:_CLIMBERS]
     y, corners, value = y[top], corners[top], value[top]

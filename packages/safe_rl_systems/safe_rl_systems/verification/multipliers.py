@@ -6,9 +6,9 @@ Bound |A y|² over the ball |y| <= 1 cut by the slabs |c_i'y - z_i| <= h_i. If l
         [ . ,                                t - l0 - sum lam_i (h_i² - z_i²) ]
 
 positive definite, then |A y|² <= t there: (y, 1)' M (y, 1) >= 0 says so. The smallest t is a small
-semidefinite program; the iteration is Newton's on its logarithmic barrier, with the damped step
-that cannot leave the feasible set (Nesterov and Nemirovskii 1994), and stops for a cell as soon
-as t is low enough, or provably (up to rounding) cannot become so.
+semidefinite program; the iteration is Newton's on its logarithmic barrier with an exact line search (Boyd and
+Vandenberghe, Convex Optimization, chapter 11). It stops for a cell as soon as t is low enough, or
+(up to rounding) cannot become so.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 _MAX_ITERATIONS = 60
-_GROWTH = 6.0
+_FIRST_WEIGHT, _GROWTH = 30.0, 10.0
 _GAP = 1e-5
-
+_BISECTIONS = 12
 
 @dataclass(frozen=True)
 class Slabs:
@@ -42,7 +42,7 @@ def find_multipliers(matrix: Array, slabs: Slabs, target: Array) -> tuple[Array,
     cells = len(matrix)
     problem = _Barrier(matrix, slabs)
     theta = problem.start()
-    weight = np.full(cells, 1.0)
+    weight = np.full(cells, _FIRST_WEIGHT)
     active = np.ones(cells, bool)
     order = problem.order
     for _ in range(_MAX_ITERATIONS):
@@ -51,8 +51,7 @@ def find_multipliers(matrix: Array, slabs: Slabs, target: Array) -> tuple[Array,
         step, decrement = part.newton(current, weight[active])
         lost = ~np.isfinite(step).all(1)  # a cell outside the ball: t falls without end
         step[lost], decrement[lost] = 0.0, np.inf
-        scale = np.where(decrement < 0.25, 1.0, 1.0 / (1.0 + decrement))
-        current = current + scale[:, None] * step
+        current = current + part.length(current, step, weight[active])[:, None] * step
         theta[active] = current
         centred = decrement < 0.7
         gap = order / weight[active]
@@ -93,12 +92,12 @@ class _Barrier:
         part.square, part.columns = self.square[active], self.columns[active]
         return part
 
-    def matrix(self, theta: Array) -> Array:
-        """M (N, k+1, k+1)."""
+    def matrix(self, theta: Array, constant: float = 1.0) -> Array:
+        """M (N, k+1, k+1); `constant` 0 leaves out the part without theta."""
         k, q = self.square.shape[-1], theta.shape[1] - 2
         g = self.columns[:, :, :q]
         m = (g * theta[:, None, 2:]) @ np.swapaxes(g, -1, -2)
-        m[:, :k, :k] += theta[:, 1, None, None] * np.eye(k) - self.square
+        m[:, :k, :k] += theta[:, 1, None, None] * np.eye(k) - constant * self.square
         m[:, k, k] += theta[:, 0] - theta[:, 1] - theta[:, 2:].sum(-1)
         return m
 
@@ -131,6 +130,35 @@ class _Barrier:
         hessian[:, index, index] += 1.0 / theta[:, 1:] ** 2
         step = -(_inverse(hessian) @ gradient[..., None])[..., 0]
         return step, np.sqrt(np.maximum(-(step * gradient).sum(-1), 0.0))
+
+
+    def length(self, theta: Array, step: Array, weight: Array) -> Array:
+        """The best share of each step (N,): where the barrier's derivative along it is zero.
+
+        Along theta + a step the barrier is weight a dt - sum log (1 + a r), r the eigenvalues of
+        the change relative to M and the relative changes of the multipliers.
+        """
+        root, known = _inverse_root(self.matrix(theta))
+        change = root @ self.matrix(step, constant=0.0) @ np.swapaxes(root, -1, -2)
+        rates = np.column_stack((np.linalg.eigvalsh(change), step[:, 1:] / theta[:, 1:]))
+        least = np.minimum(rates.min(1), -1e-12)
+        low, high = np.zeros(len(theta)), np.minimum(0.99 / -least, 2.0)
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low + high)
+            slope = weight * step[:, 0] - (rates / (1.0 + middle[:, None] * rates)).sum(1)
+            low, high = np.where(slope < 0.0, middle, low), np.where(slope < 0.0, high, middle)
+        return np.where(known, low, 0.0)
+
+
+def _inverse_root(m: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """(R, True) with R M R' = I; where rounding has made M indefinite, (I, False)."""
+    try:
+        root = np.linalg.cholesky(m)
+        known = np.ones(len(m), bool)
+    except np.linalg.LinAlgError:
+        known = np.linalg.eigvalsh(m)[:, 0] > 1e-14 * np.abs(m).max((-2, -1))
+        root = np.linalg.cholesky(np.where(known[:, None, None], m, np.eye(m.shape[-1])))
+    return np.linalg.inv(root), known
 
 
 def _inverse(m: Array) -> Array:

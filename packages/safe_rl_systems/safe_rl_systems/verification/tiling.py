@@ -25,6 +25,8 @@ from safe_rl_systems.verification.interval import Array, Interval, point, sqr
 #: Slack of the test whether a cell meets the set; it covers the rounding of its matrix.
 _OUTSIDE = 1e-6
 _PROBES, _PROBE = 64, 0.02
+#: Of the largest weight: thin cells help the multipliers too, which the slopes do not tell.
+_LEAST_SHARE = 0.4
 #: How much larger than the set the root box is: were it exactly as large, corners of halved cells
 #: would touch the ellipsoid in a single point, where no multipliers exist.
 _ROOT = 1.0069
@@ -96,7 +98,7 @@ def _weights(problem: BaseProblem, reach: Array) -> Array:
         half[i] = _PROBE * reach[i]
         grown = left_open(problem, center - half, center + half) - without
         added[i] = np.mean(grown[np.isfinite(grown)]) if np.isfinite(grown).any() else 0.0
-    relative = np.maximum(added, 0.05 * max(added.max(), 1e-12))
+    relative = np.maximum(added, _LEAST_SHARE * max(added.max(), 1e-12))
     return relative / reach
 
 
