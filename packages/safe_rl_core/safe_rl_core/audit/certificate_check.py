@@ -64,7 +64,8 @@ def check(
         _begin(Path(folder), budget)
         pieces = _pieces(_C)
     except _ERRORS as error:
-        return Report(False, (Finding("certificate", "refused", f"malformed: {error!r}"),))
+        reason = f"{type(error).__name__}: {error}"
+        return Report(False, (Finding("certificate", "refused", reason),))
     found: dict[str, list[Finding]] = {}
     for done, finding in enumerate(_results(Path(folder), budget, pieces, workers), start=1):
         found.setdefault(finding.item, []).append(finding)
@@ -110,7 +111,7 @@ def _work(piece: tuple[Any, ...]) -> Finding:
     try:
         return Finding(item, *function(_C, *arguments))
     except _ERRORS as error:
-        return Finding(item, "refused", f"cannot be checked: {error!r}")
+        return Finding(item, "refused", f"{type(error).__name__}: {error}")
 
 
 def _pieces(c: Claims) -> list[tuple[Any, ...]]:

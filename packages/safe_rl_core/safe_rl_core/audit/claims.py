@@ -181,7 +181,7 @@ def prove(
         worst, _, a, b = heapq.heappop(queue)
         width = np.where(np.isfinite(b - a), b - a, 0.0)
         middle = np.where(width > 0.0, b - 0.5 * width, a)
-        if count % 8 == 0 and (false := max(excess(middle, middle), default=0.0)) > 1e-9:
+        if count % 8 < 2 and (false := max(excess(middle, middle), default=0.0)) > 1e-9:
             return "refused", f"false: exceeded by {false:.2%} at {middle}"
         if count >= c.budget:
             return "refused", f"open after {count} boxes, exceeded by up to {-worst:.2%}"

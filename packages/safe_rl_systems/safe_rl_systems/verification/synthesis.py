@@ -15,8 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,30 +79,24 @@ def sampled_slopes(problem: BaseProblem, extent: Array, drive: Array) -> list[tu
 
 def synthesise(
     problem: BaseProblem,
-    wishes: Sequence[Wish],
+    wish: Wish,
     settings: Settings,
     period: float,
     seed: int = 0,
     tell: Tell = lambda _: None,
-) -> BaseProof:
-    """The proof of the largest design over the wishes; `problem` supplies everything but it."""
-    best: BaseProof | None = None
-    for wish in wishes:
-        design = first_design(problem, wish, period)
-        if design is None:
-            tell(f"extent {wish.extent}, gap {wish.gap}: the inequality has no solution")
-            continue
-        design = polish(problem, wish, design, seed, tell)
-        proof = prove(with_design(problem, design, wish.lead_row), settings)
-        tell(f"extent {wish.extent}, gap {wish.gap}: {summary(proof)}")
-        if proof.proved and (best is None or proof.problem.volume > best.problem.volume):
-            best = proof
-    if best is None:
-        raise CertificateError(
-            "no design could be proved: allow larger extents, ask for a larger gap, or assume "
-            "smaller disturbance and estimate error"
-        )
-    return best
+) -> BaseProof | None:
+    """The proof of a design for the wish, None if none was proved; `problem` supplies the rest.
+
+    Starts processes unless settings.workers is 1: call it from under `if __name__ == "__main__"`.
+    """
+    design = first_design(problem, wish, period)
+    if design is None:
+        tell(f"extent {wish.extent}, gap {wish.gap}: the inequality has no solution")
+        return None
+    design = polish(problem, wish, design, seed, tell)
+    proof = prove(with_design(problem, design, wish.lead_row), settings)
+    tell(f"extent {wish.extent}, gap {wish.gap}: {summary(proof)}")
+    return proof if proof.proved else None
 
 
 def summary(proof: BaseProof) -> str:
@@ -117,3 +109,113 @@ def summary(proof: BaseProof) -> str:
         f"{proof.state.cells} cells, {len(proof.state.leaves_low)} leaves, {proof.seconds:.1f} s"
         + (f"; {proof.advice}" if proof.advice else "")
     )
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to ask for a robot: wishes (extents (k), input ranges (m), gap), cells to start from.
+
+    `swaps` are symmetries of the loop besides its sign vectors, as signed permutations of (e, v):
+    entry i is the place that i takes its value from, counted from 1, with its sign.
+    """
+
+    robot: str
+    wishes: tuple[tuple[tuple[float, ...], tuple[float, ...], float], ...]
+    splits: int
+    swaps: tuple[tuple[int, ...], ...] = ()
+    lead_row: int | None = None
+
+
+OPTIONS = {
+    "quadrotor": Options(
+        "quadrotor_robust",
+        (
+            ((1.15, 1.15, 1.05, 3.0, 3.0, 3.0, 0.6, 0.6, 0.4), (15.0, 3.5, 3.5, 2.0), 0.012),
+            ((1.00, 1.00, 1.00, 3.0, 3.0, 3.0, 0.5, 0.5, 0.3), (15.0, 3.0, 3.0, 2.0), 0.010),
+        ),
+        splits=2,
+        # x and y exchanged; tilt and rates are axial
+        swaps=((2, 1, 3, 5, 4, 6, -8, -7, -9, 10, -12, -11, -13),),
+        lead_row=0,
+    ),
+    "unicycle": Options(
+        "unicycle_robust", (((1.78, 1.03, 4.95), (4.95, 0.99), 0.006),), splits=4
+    ),
+}
+
+
+def symmetry_group(
+    problem: BaseProblem, swaps: Sequence[Sequence[int]] = ()
+) -> list[tuple[Array, Array]]:
+    """The matrices (S_e, S_v) of the problem's sign vectors and of further signed permutations."""
+    k, m = len(problem.factor), len(problem.input)
+    generators = []
+    for signs in problem.symmetries:
+        s = np.array(signs, np.float64)
+        generators.append((np.diag(s[:k]), np.diag(s[k : k + m])))
+    for swap in swaps:
+        source = np.array(swap)
+        matrix = np.zeros((k + m, k + m))
+        matrix[np.arange(k + m), np.abs(source) - 1] = np.sign(source)
+        generators.append((matrix[:k, :k], matrix[k:, k:]))
+    return closure(generators)
+
+
+def constants(proof: BaseProof, command: str, seed: int) -> str:
+    """The design as the text of a constants file: numbers that parse back to the same bits."""
+    problem = proof.problem
+    tables = {"base_gain": problem.gain, "base_factor": problem.factor}
+    lines = [
+        f' "{name}": [\n'
+        + ",\n".join("  " + json.dumps([float(x) for x in row]) for row in table)
+        + "\n ]"
+        for name, table in tables.items()
+    ]
+    lines.append(f' "base_result": {json.dumps(summary(proof))}')
+    lines.append(f' "command": {json.dumps(command)},\n "seed": {seed}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def main() -> None:
+    """Command line: synthesise a robot's base set; its constants go to standard output."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("robot", choices=sorted(OPTIONS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: all cores)")
+    parser.add_argument("--max-cells", type=int, default=60_000)
+    args = parser.parse_args()
+    started = time.monotonic()
+
+    def tell(line: str) -> None:
+        print(f"{time.monotonic() - started:6.0f} s  {line}", file=sys.stderr, flush=True)
+
+    best: BaseProof | None = None
+    options = OPTIONS[args.robot]
+    for extent, drive, gap in options.wishes:
+        problem, period = _robot(options.robot, np.array(extent))
+        group = symmetry_group(problem, options.swaps)
+        wish = Wish(np.array(extent), np.array(drive), gap, group, options.lead_row)
+        splits = (options.splits,) * len(problem.cell_directions)
+        settings = Settings(splits, workers=args.workers, max_cells=args.max_cells)
+        proof = synthesise(problem, wish, settings, period, args.seed, tell)
+        if proof is not None and (best is None or proof.problem.volume > best.problem.volume):
+            best = proof
+    if best is None:
+        raise CertificateError(
+            f"no design of {args.robot} could be proved: ask for smaller extents or a larger gap, "
+            "or assume smaller disturbance and estimate error"
+        )
+    command = f"python -m safe_rl_systems.verification.synthesis {args.robot}"
+    print(constants(best, command, args.seed), end="")
+
+
+def _robot(name: str, extent: Array) -> tuple[BaseProblem, float]:
+    from safe_rl_systems.robot import ROBOTS  # torch is needed for tracing only
+    from safe_rl_systems.verification.robot_problem import robot_problem
+
+    robot = ROBOTS[name]()
+    return robot_problem(robot, extent), robot.system.period
+
+
+if __name__ == "__main__":
+    main()

@@ -26,7 +26,7 @@ from safe_rl_systems.verification.interval import Array, Interval, point, sqr
 _OUTSIDE = 1e-6
 _PROBES, _PROBE = 64, 0.02
 #: Of the largest weight: thin cells help the multipliers too, which the slopes do not tell.
-_LEAST_SHARE = 0.4
+_LEAST_SHARE = 0.1
 #: How much larger than the set the root box is: were it exactly as large, corners of halved cells
 #: would touch the ellipsoid in a single point, where no multipliers exist.
 _ROOT = 1.0069
