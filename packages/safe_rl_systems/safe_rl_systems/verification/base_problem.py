@@ -133,7 +133,7 @@ class BaseProblem:
 
     @property
     def split_components(self) -> NDArray[np.int_]:
-        """Which components of (e, K e) are directions of the cells, and so known to their width."""
+        """Which components of (e, K e) are directions of the cells: known to their width."""
         rows = self._rows
         same = [(rows == direction).all(1) for direction in self.cell_directions]
         return np.flatnonzero(np.any(same, axis=0))
@@ -190,6 +190,6 @@ def _check_symmetry(problem: BaseProblem, signs: Array) -> None:
     gap = np.abs(np.where(both, here - there, 0.0)).max()
     if gap > _SYMMETRY_TOLERANCE:
         raise CertificateError(
-            f"error_map does not commute with the signs {signs.astype(int).tolist()}: it is off by "
-            f"{gap:.3g}; remove the symmetry or correct the program"
+            f"error_map does not commute with the signs {signs.astype(int).tolist()}: it is off "
+            f"by {gap:.3g}; remove the symmetry or correct the program"
         )

@@ -22,8 +22,10 @@ class Ellipsoid:
 
     def __init__(self, factor: Array) -> None:
         size = len(factor)
-        if factor.shape != (size, size) or np.any(np.triu(factor, 1)) or np.any(
-            np.diag(factor) <= 0.0
+        if (
+            factor.shape != (size, size)
+            or np.any(np.triu(factor, 1))
+            or np.any(np.diag(factor) <= 0.0)
         ):
             raise CertificateError(
                 "the factor L of a base set must be lower triangular with a positive diagonal; "

@@ -5,8 +5,8 @@ With Q = P⁻¹ and Y = K Q, and slopes (S_e, S_v) of the error map at sample po
 
     [[rho Q, X'], [X, rho Q]] >= 0,   X = S_e Q + S_v Y.
 
-For short periods X is close to Q and this is nearly singular. The congruence with [[I, I], [I, -I]]
-and a scaling of the second half by 1/√Δt give
+For short periods X is close to Q and this is nearly singular. The congruence with [[I, I],
+[I, -I]] and a scaling of the second half by 1/√Δt give
 
     [[rho Q + sym X, -k], [k, (rho Q - sym X) / Δt]] >= 0,   k = (X' - X) / (2 √Δt),
 
@@ -42,7 +42,7 @@ class Targets:
 
     `samples`: pairs (S_e (k, k), S_v (k, m)), the first one at e = 0. `contraction` rho;
     `omega`, `nu` bounds of the disturbance and the measurement error in |.|_P; `extent` (k) and
-    `drive` (m) bounds of |e_i| and |K_j e|; `group`: matrices (S_e, S_v) that Q and K commute with.
+    `drive` (m) bounds of |e_i| and |K_j e|; `group`: matrices (S_e, S_v) that commute with Q, K.
     """
 
     samples: Sequence[tuple[Array, Array]]
@@ -91,22 +91,23 @@ def solve(targets: Targets, previous: Design | None) -> Design | None:
         x = (to_e * unit / unit[:, None]) @ q + (to_v * targets.drive / unit[:, None]) @ y
         even, odd = 0.5 * (x + x.T), 0.5 * (x.T - x) / root
         r = targets.contraction * q
-        constraints.append(
-            _positive(cp, [[r + even, -odd], [odd, (r - even) / targets.period]])
-        )
+        constraints.append(_positive(cp, [[r + even, -odd], [odd, (r - even) / targets.period]]))
     for j in range(m):
         row = cp.reshape(y[j, :], (1, k), order="C")
         constraints.append(_positive(cp, [[np.eye(1), row], [row.T, q]]))
     constraints += [q[i, i] <= 1.0 for i in range(k)]
     blocks = _blocks(basis_q)
-    constraints += _box_norm(cp, q, blocks, _corners(targets.disturbance / unit, blocks), targets.omega)
+    constraints += _box_norm(
+        cp, q, blocks, _corners(targets.disturbance / unit, blocks), targets.omega
+    )
     if previous is not None and np.any(targets.tracking_error):
         to_v = targets.samples[0][1] * targets.drive / unit[:, None]
         weight = np.linalg.inv(previous.spread) * unit[:, None]
         corners = _corners(targets.tracking_error, blocks)
         moved = [[to_v @ (y @ (weight @ eta)) for eta in part] for part in corners]
         constraints += _box_norm(cp, q, blocks, moved, targets.nu)
-    problem = cp.Problem(cp.Maximize(sum(cp.log_det(q[np.ix_(b, b)]) for b in blocks)), constraints)
+    volume = sum(cp.log_det(q[np.ix_(b, b)]) for b in blocks)
+    problem = cp.Problem(cp.Maximize(volume), constraints)
     try:
         problem.solve(solver=cp.CLARABEL, **_SOLVER_SETTINGS)
     except cp.SolverError:
@@ -182,7 +183,11 @@ def _corners(box: Array, blocks: Sequence[Sequence[int]]) -> list[list[Array]]:
 
 
 def _box_norm(
-    cp: Any, q: Any, blocks: Sequence[Sequence[int]], corners: Sequence[Sequence[Any]], bound: float
+    cp: Any,
+    q: Any,
+    blocks: Sequence[Sequence[int]],
+    corners: Sequence[Sequence[Any]],
+    bound: float,
 ) -> list[Any]:
     """Sum over blocks of the largest |corner|²_P at most bound²."""
     squares = cp.Variable(len(blocks), nonneg=True)

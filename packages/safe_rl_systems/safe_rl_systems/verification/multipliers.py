@@ -6,9 +6,9 @@ Bound |A y|² over the ball |y| <= 1 cut by the slabs |c_i'y - z_i| <= h_i. If l
         [ . ,                                t - l0 - sum lam_i (h_i² - z_i²) ]
 
 positive definite, then |A y|² <= t there: (y, 1)' M (y, 1) >= 0 says so. The smallest t is a small
-semidefinite program; the iteration is Newton's on its logarithmic barrier with an exact line search (Boyd and
-Vandenberghe, Convex Optimization, chapter 11). It stops for a cell as soon as t is low enough, or
-(up to rounding) cannot become so.
+semidefinite program. The iteration is Newton's on its logarithmic barrier with an exact line
+search (Boyd and Vandenberghe, Convex Optimization, chapter 11). It stops for a cell as soon as t
+is low enough, or (up to rounding) cannot become so.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _MAX_ITERATIONS = 60
 _FIRST_WEIGHT, _GROWTH = 30.0, 10.0
 _GAP = 1e-5
 _BISECTIONS = 12
+
 
 @dataclass(frozen=True)
 class Slabs:
@@ -130,7 +131,6 @@ class _Barrier:
         hessian[:, index, index] += 1.0 / theta[:, 1:] ** 2
         step = -(_inverse(hessian) @ gradient[..., None])[..., 0]
         return step, np.sqrt(np.maximum(-(step * gradient).sum(-1), 0.0))
-
 
     def length(self, theta: Array, step: Array, weight: Array) -> Array:
         """The best share of each step (N,): where the barrier's derivative along it is zero.

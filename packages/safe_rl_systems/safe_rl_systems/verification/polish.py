@@ -38,8 +38,8 @@ class Wish:
     measurement error may move the input, `gap` is left for the proof.
 
     An input that is driven far is known to the proof only as a wide interval: ask for less than
-    the box allows. `group`: matrices (S_e, S_v) with which gain and shape commute. `lead_row`, if not None, is
-    the row of K that is the last of the cell directions.
+    the box allows. `group`: matrices (S_e, S_v) with which gain and shape commute. `lead_row`, if
+    not None, is the row of K that is the last of the cell directions.
     """
 
     extent: Array
@@ -54,9 +54,7 @@ def with_design(problem: BaseProblem, design: Design, lead_row: int | None) -> B
     directions = problem.cell_directions
     if lead_row is not None:
         directions = np.vstack((directions[:-1], design.gain[lead_row]))
-    return replace(
-        problem, gain=design.gain, factor=design.factor, cell_directions=directions
-    )
+    return replace(problem, gain=design.gain, factor=design.factor, cell_directions=directions)
 
 
 def polish(
@@ -133,7 +131,7 @@ class _Trial:
         return float(-0.5 * np.linalg.slogdet(design.spread)[1] + _PRICE * over)
 
     def learn(self, x: Array, seed: int) -> float:
-        """Adds the worst points that hill climbing finds, and their neighbours; the worst value."""
+        """Adds the worst points that hill climbing finds and neighbours; the worst value."""
         problem = with_design(self.problem, self.unpack(x), None)
         rng = np.random.default_rng(seed)
         found = [

@@ -1,4 +1,4 @@
-"""The state of a search over cells, kept in an .npz so that an interrupted proof is taken up again.
+"""The state of a search over cells, kept in an .npz from which it can be taken up again.
 
 The file is bound to its problem by a fingerprint; nothing in it is trusted further than that:
 leaves that were stored are leaves that this program proved, and the checker proves them again.
@@ -36,9 +36,7 @@ class SearchState:
     def start(low: Array, high: Array) -> SearchState:
         """Everything is open."""
         q = low.shape[1]
-        return SearchState(
-            low, high, np.empty((0, q)), np.empty((0, q)), np.empty((0, 1 + q))
-        )
+        return SearchState(low, high, np.empty((0, q)), np.empty((0, q)), np.empty((0, 1 + q)))
 
     def add_leaves(self, low: Array, high: Array, multipliers: Array) -> None:
         """Append proved cells."""

@@ -138,9 +138,7 @@ OPTIONS = {
         swaps=((2, 1, 3, 5, 4, 6, -8, -7, -9, 10, -12, -11, -13),),
         lead_row=0,
     ),
-    "unicycle": Options(
-        "unicycle_robust", (((1.78, 1.03, 4.95), (4.95, 0.99), 0.006),), splits=4
-    ),
+    "unicycle": Options("unicycle_robust", (((1.78, 1.03, 4.95), (4.95, 0.99), 0.006),), splits=4),
 }
 
 

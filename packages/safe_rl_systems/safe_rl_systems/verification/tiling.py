@@ -1,8 +1,8 @@
 """How cells of z = C e cover a base set, so that a checker can follow.
 
-- The root box is [-r, r], r a little more than `cell_reach`, divided into `splits` equal parts per direction with
-  edges r (2 j / splits - 1). A cell that is not proved is halved at 0.5 (low + high) in the
-  direction of the largest (high - low) x `weights`, the first of equals.
+- The root box is [-r, r], r a little more than `cell_reach`, divided into `splits` equal parts per
+  direction with edges r (2 j / splits - 1). A cell that is not proved is halved at
+  0.5 (low + high) in the direction of the largest (high - low) x `weights`, the first of equals.
 - A cell may be missing if no point of the set lies in it, or if a symmetry maps it to others: let
   g be a product of the symmetries and i the first place where g turns the sign of z; the cell is
   skipped when high_i <= 0. Among the images of a point, the one with the lexicographically
@@ -43,7 +43,8 @@ class Tiling:
 
     def grid(self, splits: tuple[int, ...]) -> tuple[Array, Array]:
         """The needed cells of the initial grid: low and high (N, q)."""
-        edges = [r * (2.0 * np.arange(n + 1) / n - 1.0) for r, n in zip(self.reach, splits, strict=True)]
+        parts = zip(self.reach, splits, strict=True)
+        edges = [r * (2.0 * np.arange(n + 1) / n - 1.0) for r, n in parts]
         low = np.array(list(itertools.product(*(x[:-1] for x in edges))))
         high = np.array(list(itertools.product(*(x[1:] for x in edges))))
         keep = self.needed(low, high)
