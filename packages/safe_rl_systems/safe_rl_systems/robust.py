@@ -160,9 +160,9 @@ class RobustDesign:
 
 
 def gains(robot: str) -> dict[str, Array]:
-    """The matrices that `python -m safe_rl_systems.verification.synthesis` found for a robot.
+    """`tracking_gain` (m, k), `base_gain` (m, k), `base_factor` (k, k) of a robot's design file.
 
-    `tracking_gain` (m, k), `base_gain` (m, k), `base_factor` (k, k).
+    Untrusted choices: `safe-rl verify` proves what follows from them.
     """
     path = resources.files("safe_rl_systems.designs").joinpath(f"{robot}.json")
     data = json.loads(path.read_text())

@@ -24,6 +24,7 @@ from safe_rl_systems.verification.interval import (
     Array,
     Interval,
     affine,
+    choose,
     point,
     select,
     sqr,
@@ -183,24 +184,23 @@ class SlopeRules:
         return _stepped(center, function(*(a.range for a in arguments)), arguments)
 
     def _where(self, condition: Slope, yes: Slope, no: Slope) -> Slope:
+        """The side that is decided in the cell and the centre alike.
+
+        A condition without seeds is one of parameters: it is the same in both, decided or not.
+        """
         seeds, x, y = _aligned(yes, no)
         true = (condition.range.low > 0.0) & (condition.center.low > 0.0)
         false = (condition.range.high == 0.0) & (condition.center.high == 0.0)
-        center = BINARY["max"](yes.center, no.center).hull(BINARY["min"](yes.center, no.center))
-        center = select(
-            condition.center.low > 0.0,
-            yes.center,
-            select(condition.center.high == 0.0, no.center, center),
-        )
-        both = yes.range.hull(no.range)
-        span = select(true, yes.range, select(false, no.range, both))
-        if not np.all(true | false):
+        center = choose(condition.center, yes.center, no.center)
+        span = choose(condition.range, yes.range, no.range)
+        if condition.rows is not None and not np.all(true | false):
             seeds = tuple(sorted({*seeds, *condition.seeds}))
             x, y = _expanded(yes, seeds), _expanded(no, seeds)
-        if x is None:
-            return Slope(center, span, seeds)
+        if x is None or y is None:
+            return Slope(center, span)
         shape = np.broadcast_shapes(x.shape, y.shape, true.shape)
-        return Slope(center, span, seeds, select(true, x, select(false, y, whole(shape))))
+        open_rows = x.hull(y) if condition.rows is None else whole(shape)
+        return Slope(center, span, seeds, select(true, x, select(false, y, open_rows)))
 
     def _sqrt(self, a: Slope) -> Slope:
         """√a - √a0 = da / (√a + √a0)."""
