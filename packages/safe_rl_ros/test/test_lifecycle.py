@@ -83,7 +83,11 @@ def test_without_autostart_a_refused_bundle_leaves_the_node_unconfigured(stack):
     ("module", "params", "words"),
     [
         ("safe_policy_node.node", {}, "parameter bundle is empty"),
-        ("sim_bridge.node", {"bundle": BUNDLE, "plant": "gazebo"}, "must be bullet or model"),
+        (
+            "sim_bridge.node",
+            {"bundle": BUNDLE, "plant": "gazebo"},
+            "must be bullet, model or assumed",
+        ),
         ("sim_bridge.node", {"bundle": BUNDLE, "plant": "model", "noise": 1.0}, "has no noise"),
         ("sim_bridge.node", {"bundle": BUNDLE, "noise": 1}, "noise"),  # an int for a double
         ("sim_bridge.hardware_node", {"bundle": BUNDLE, "command_type": "joy"}, "twist_stamped"),

@@ -1,6 +1,6 @@
 """CARD.md of a bundle, from its robot's definition and the record of its training run.
 
-    python -m safe_rl_training.card quadrotor_powerloop --record training.json --out CARD.md
+python -m safe_rl_training.card quadrotor_powerloop --record training.json --out CARD.md
 """
 
 from __future__ import annotations

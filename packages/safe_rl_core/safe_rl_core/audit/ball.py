@@ -37,6 +37,8 @@ def square(x: arb) -> arb:
 
 def times(x: arb, y: arb) -> arb:
     """x y, exactly the set of products; see _scaled."""
+    if x.is_exact() or y.is_exact():
+        return x * y
     return (x * y.lower()).union(x * y.upper())
 
 
@@ -83,7 +85,7 @@ _EXACT: dict[str, Callable[[arb, arb], arb]] = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Jet:
     """`value` on the box, `centre` at the centre (the same object if derivatives are carried).
 
@@ -103,6 +105,8 @@ class Jet:
 
     def __add__(self, other: Jet) -> Jet:
         value = self.value + other.value
+        if not self.grad and not other.grad:
+            return Jet(value, value, {}, {})
         if self.centre is self.value and other.centre is other.value:
             centre = value
         else:
@@ -116,8 +120,10 @@ class Jet:
         if other is self:
             return self._square()
         a, b, ac, bc = self.value, other.value, self.centre, other.centre
-        grad = _sum(_scaled(self.grad, b), _scaled(other.grad, ac))
         value = times(a, b)
+        if not self.grad and not other.grad:
+            return Jet(value, value, {}, {})
+        grad = _sum(_scaled(self.grad, b), _scaled(other.grad, ac))
         centre = value
         if ac is not a or bc is not b:
             centre = ac * bc

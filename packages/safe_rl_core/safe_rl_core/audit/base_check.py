@@ -41,6 +41,7 @@ def prepare(c: Claims) -> None:
     """Add to the claims what every check of the base set uses."""
     inverse = matrix(c.base_factor).inv().transpose()
     c.rows = np.vstack((np.eye(c.k), c.base_gain))
+    c.group = _group(c)
     c.cut = [any(np.array_equal(a, b) for b in c.base_cell_directions) for a in c.rows]
     c.factor, c.sizes = matrix(c.base_factor.T), matrix(np.abs(c.base_factor.T))
     c.in_ball, c.slabs = matrix(c.rows) * inverse, matrix(c.base_cell_directions) * inverse
@@ -146,7 +147,7 @@ def perturbation(c: Claims, source: str) -> Verdict:
             worst = worst.max(sum((x * x for x in column), ZERO))
         return [over(worst.sqrt() + _rest(c, slopes, reach), claim)]
 
-    return prove(c, -c.root, c.root, excess)
+    return prove(c, -c.root, c.root, excess, _images(c))
 
 
 def leaves(c: Claims, first: int) -> Verdict:
@@ -231,23 +232,32 @@ def _slopes(
     return [jet.centre for jet in alone], slopes, e + v
 
 
+def _group(c: Claims) -> list[Array]:
+    """All products of the symmetries, as signs of (e, v, s)."""
+    if np.any(np.abs(c.base_symmetries) != 1.0):
+        raise CertificateError("base_symmetries must hold signs")
+    group = {(1.0,) * (c.k + c.m + len(c.base_schedule))}
+    for signs in c.base_symmetries:
+        group |= {tuple((signs * g).tolist()) for g in group}
+    return [np.array(g) for g in sorted(group)]
+
+
 def _images(c: Claims) -> list[Array]:
     """The signs that the symmetries give to z = C e; CertificateError if the set breaks one."""
-    group = {(1.0,) * len(c.base_cell_directions)}
-    for signs in c.base_symmetries:
+    images = []
+    for signs in c.group:
         e, v, s = signs[: c.k], signs[c.k : c.k + c.m], signs[c.k + c.m :]
-        sides = [set(e[row != 0.0]) for row in c.base_cell_directions]
+        turned = c.base_cell_directions * e
+        image = np.where((turned == c.base_cell_directions).all(1), 1.0, -1.0)
         if (
-            np.any(np.abs(signs) != 1.0)
-            or np.any(v[:, None] * c.base_gain != c.base_gain * e)
+            np.any(v[:, None] * c.base_gain != c.base_gain * e)
             or np.any(c.base_factor[e[:, None] != e] != 0.0)
             or np.any(s * c.base_schedule != c.base_schedule)
-            or any(len(side) != 1 for side in sides)
+            or np.any(turned != image[:, None] * c.base_cell_directions)
         ):
             raise CertificateError(f"the base set does not have the symmetry {signs}")
-        turn = [side.pop() for side in sides]
-        group |= {tuple(np.multiply(g, turn)) for g in group}
-    return [np.array(g) for g in sorted(group)]
+        images.append(image)
+    return images
 
 
 def cover(c: Claims) -> Verdict:

@@ -47,7 +47,8 @@ def table(c: Claims, name: str, fixed: int, low: Array, high: Array, claimed: Ar
         return [over(abs(x), row[i][j]) for jet, row in rows for (i, j), x in jet.hess.items()]
 
     if name == "error_map":
-        return prove(c, low, high, excess, c.remainder_splits, PATIENCE)
+        group = [np.r_[g[c.k + c.m :], g[: c.k + c.m], g[: c.k]] for g in c.group]
+        return prove(c, low, high, excess, group, c.remainder_splits, PATIENCE)
     return prove(c, low, high, excess)
 
 
@@ -83,23 +84,28 @@ def late_switching(c: Claims) -> Verdict:
     def excess(a: Array, b: Array) -> list[float]:
         return _spread(_at_reference(c, a, b), reach, assumed, c.disturbance)
 
-    return prove(c, c.schedule_low, c.schedule_high, excess)
+    return prove(c, c.schedule_low, c.schedule_high, excess, _turns(c))
 
 
-def prediction(c: Claims, cell: int, low: Array, high: Array) -> Verdict:
-    """prediction_error, from estimate_error through the delay, for the schedules of a cell."""
+def _turns(c: Claims) -> list[Array]:
+    """What the symmetries do to the schedule."""
+    return [g[c.k + c.m :] for g in c.group]
+
+
+def prediction(c: Claims) -> Verdict:
+    """prediction_error, from estimate_error through the delay, for all schedules."""
     if c.delay_steps > 1 or np.any(c.estimate_error > c.error_domain):
         return "refused", "only a delay of one period, or none, can be checked"
     if c.delay_steps == 0:
         enough = bool(np.all(c.prediction_error >= c.estimate_error))
         return "proved" if enough else "refused", "prediction_error >= estimate_error: no delay"
     size = np.r_[c.estimate_error, np.zeros(c.m), c.disturbance]
-    rest = 0.5 * (size @ c.remainder[cell] @ size) * (1.0 + 1e-12)
+    rest = 0.5 * (size @ c.remainder @ size).max(0) * (1.0 + 1e-12)
 
     def excess(a: Array, b: Array) -> list[float]:
         return _spread(_at_reference(c, a, b), size, rest, c.prediction_error)
 
-    return prove(c, low, high, excess)
+    return prove(c, c.schedule_low, c.schedule_high, excess, _turns(c))
 
 
 def tracking(c: Claims) -> Verdict:

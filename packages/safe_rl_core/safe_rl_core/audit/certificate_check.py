@@ -129,19 +129,19 @@ def _pieces(c: Claims) -> list[tuple[Any, ...]]:
         *(("formulas", formula_check.formulas, i) for i in range(formula_check.PIECES)),
         ("period", formula_check.flow),
         ("disturbance and jitter", bound_check.late_switching),
-        *(
-            ("remainder", table, "error_map", 1, np.r_[a, -rest], np.r_[b, rest], claimed)
-            for (a, b), claimed in zip(cells, c.remainder, strict=True)
-        ),
+        ("sampling_margin", bound_check.sampling),
+        ("tracking_error", bound_check.tracking),
+        ("prediction_error", bound_check.prediction),
         ("shift_remainder", table, "shifted", 0, -shift, shift, c.shift_remainder),
         ("safe_remainder", table, "safe_at", 1, low, high, c.safe_remainder),
-        *(("prediction_error", bound_check.prediction, i, *cell) for i, cell in enumerate(cells)),
-        ("tracking_error", bound_check.tracking),
-        ("sampling_margin", bound_check.sampling),
         ("base: inputs, extent, sum of norms", base_check.inputs),
         ("base: disturbance_norm", base_check.perturbation, "w"),
         ("base: estimate_norm", base_check.perturbation, "eta"),
         ("base: leaves cover the set, symmetries", base_check.cover),
+        *(
+            ("remainder", table, "error_map", 1, np.r_[a, -rest], np.r_[b, rest], claimed)
+            for (a, b), claimed in zip(cells, c.remainder, strict=True)
+        ),
         *(
             ("base: contraction", base_check.leaves, i)
             for i in range(0, len(c.base_leaves_low), base_check.LEAVES)

@@ -158,19 +158,24 @@ def prove(
     low: Array,
     high: Array,
     excess: Excess,
+    group: Sequence[Array] = (),
     splits: Array | None = None,
     patience: float = np.inf,
 ) -> Verdict:
     """Show a claim on a box: in `splits` first, then the worst box is halved until none is left.
 
-    It is refused when a part exceeds it by more than the share `patience`, when it is false in
+    `group`: sign vectors under which the claim is alike; of mirror images one part is enough. It
+    is refused when a part exceeds it by more than the share `patience`, when it is false in
     the middle of a box, or when c.budget boxes did not suffice.
     """
+    folds = _folds(low, high, group)
     queue: list[tuple[float, int, Array, Array]] = []
     count, gain, due = 0, np.zeros(len(low)), 0
     fresh = grid(low, high, np.ones(len(low)) if splits is None else splits)
     while True:
         for a, b in fresh:
+            if np.any(b[folds] <= 0.0):
+                continue
             count, worst = count + 1, max(excess(a, b), default=0.0)
             if worst > patience:
                 return "refused", f"exceeded by {worst:.2%} on the parts it was derived on"
@@ -189,6 +194,16 @@ def prove(
             gain, due = _gain(a, b, width, excess), count + 20 * len(low)
         i = int(np.argmax(gain * width))
         fresh = halves(a, b, i, middle[i])
+
+
+def _folds(low: Array, high: Array, group: Sequence[Array]) -> list[int]:
+    """The variables whose negative half need not be looked at.
+
+    Of a point and its images take the lexicographically largest. If g turns variable i first, then
+    x_i >= -x_i there. Points with x_i = 0 are limits of others, and a bound holds in the limit.
+    """
+    own = [g for g in group if np.all((g > 0.0) | (low == -high))]
+    return sorted({int(np.argmax(g < 0.0)) for g in own if np.any(g < 0.0)})
 
 
 def _gain(low: Array, high: Array, width: Array, excess: Excess) -> Array:

@@ -72,7 +72,7 @@ def _identities(c: Claims, at: _Draw) -> Iterator[Identity]:
     yield "d error_map / dw = I", found, identity
     yield "shifted", at("shifted", e, d), at("difference", at("retract", y, d), z)
     yield "safe_at", at("safe_at", z, e), at("safe_set", y)
-    yield from _base_identities(c, at, z, at("base_point", x), (e, v, w, d))
+    yield from _base_identities(c, at, z, at("base_point", x), (s, e, v, w, d))
     if c.unit:
         ahead, speed = at("step", z, u), at("dynamics", z, u)
         size, growth = (sum((z[i] * o[i] for i in c.unit), ZERO) for o in (z, speed))
@@ -83,7 +83,7 @@ def _identities(c: Claims, at: _Draw) -> Iterator[Identity]:
 def _base_identities(
     c: Claims, at: _Draw, z: list[arb], other: list[arb], drawn: tuple[list[arb], ...]
 ) -> Iterator[Identity]:
-    (e, v, w, d), rest = drawn, at("base_point", z)
+    (s, e, v, w, d), rest = drawn, at("base_point", z)
     here, there = (at("difference", o, at("retract", o, d)) for o in (rest, other))
     yield "retract is alike everywhere", here, there
     yield "step(x*, u*) = x*", at("difference", at("step", rest, c.base_input), rest), [ZERO] * c.k
@@ -99,14 +99,16 @@ def _base_identities(
     yield "base_controller", at("base_controller", z), wanted
     size = sum((a * a for a in (matrix(c.base_factor.T) * error).entries()), ZERO)
     yield "base_set = 1 - |L'e|²", at("base_set", z), [1 - size]
-    straight = at("error_map", c.base_schedule, e, v, w)
-    for signs in c.base_symmetries.tolist():
-        turned = [
-            [a * b for a, b in zip(signs[i:], part, strict=False)]
-            for i, part in ((0, e), (c.k, v), (0, w))
-        ]
-        mirrored = [a * b for a, b in zip(signs, straight, strict=False)]
-        yield f"symmetry {signs}", at("error_map", c.base_schedule, *turned), mirrored
+    for point in (c.base_schedule, s):
+        straight = at("error_map", point, e, v, w)
+        for g in c.base_symmetries:
+            turns = g[c.k + c.m :], g[: c.k], g[c.k : -len(s)], g[: c.k]
+            turned = [_turned(t, x) for t, x in zip(turns, (point, e, v, w), strict=True)]
+            yield f"symmetry {g}", at("error_map", *turned), _turned(g[: c.k], straight)
+
+
+def _turned(signs: Array, x: Sequence[Any]) -> list[arb]:
+    return [arb(a) * b for a, b in zip(signs.tolist(), x, strict=True)]
 
 
 def flow(c: Claims) -> Verdict:

@@ -32,8 +32,9 @@ from safe_rl_systems.verification.tiling import Tiling
 _CHUNK = 1500
 #: omega and nu are stored larger by this share, for a checker that divides the set otherwise.
 _SPARE = 5e-3
-#: For omega and nu: how often, and how many of the cells with the largest, are halved.
-_ROUNDS, _HALVED = 20, 100
+#: For omega and nu: how often, and how many of the cells with the largest, are halved; it ends
+#: when that has helped by less than 1 % for so many rounds.
+_ROUNDS, _HALVED, _PATIENCE = 24, 100, 4
 
 _Bounds = tuple[NDArray[np.bool_], Array, Array]
 _Bound = Callable[[Array, Array], Iterator[_Bounds]]
@@ -45,12 +46,14 @@ class Settings:
 
     `margin` is what a leaf keeps from rho, so that another arithmetic accepts it too. The search
     gives up after `max_cells` cells; `workers` None means all cores, 1 no further process.
+    `samples` is where hill climbing for a counterexample starts from.
     """
 
     cell_splits: tuple[int, ...]
     margin: float = 1e-3
     max_cells: int = 400_000
     workers: int | None = None
+    samples: int = 100_000
     save_every_s: float = 20.0
 
 
@@ -110,7 +113,8 @@ def prove(
     low, high = tiling.grid(settings.cell_splits)
     omega, nu = perturbation_norms(problem, tiling, low, high)
     contraction = float(down(down(np.float64(1.0 - omega)) - nu))
-    nominal, worst = worst_step(problem, perturbed=False), worst_step(problem)
+    nominal = worst_step(problem, perturbed=False, samples=settings.samples)
+    worst = worst_step(problem, samples=settings.samples)
     state = SearchState.start(low, high)
     obstacle = _obstacle(problem, contraction - settings.margin, omega, nu, worst, nominal)
     if obstacle:
@@ -136,13 +140,17 @@ def perturbation_norms(
 ) -> tuple[float, float]:
     """(omega, nu) over the cells [low, high]; those with the largest are halved a few times."""
     value = _norms(problem, low, high)
+    tops = [value.max(0)]
     for _ in range(_ROUNDS):
+        if len(tops) > _PATIENCE and np.all(tops[-1] > 0.99 * tops[-1 - _PATIENCE]):
+            break
         relative = (value / np.maximum(value.max(0), 1e-300)).max(1)
         large = np.argsort(-relative)[:_HALVED]
         rest = np.setdiff1d(np.arange(len(low)), large)
         new = tiling.halves(low[large], high[large])
         low, high = np.concatenate((low[rest], new[0])), np.concatenate((high[rest], new[1]))
         value = np.concatenate((value[rest], _norms(problem, *new)))
+        tops.append(value.max(0))
     omega, nu = value.max(0) * (1.0 + _SPARE)
     return float(omega), float(nu)
 

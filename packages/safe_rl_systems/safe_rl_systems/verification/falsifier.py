@@ -52,7 +52,7 @@ def worst_step(
     y[inner] *= rng.random((int(inner.sum()), 1)) ** (1.0 / k)
     corners = rng.choice((-1.0, 1.0), size=(samples, 2 * k)) * float(perturbed)
     value = _values(problem, y, corners)
-    top = np.argsort(-value)[:_CLIMBERS]
+    top = np.argsort(-value)[: min(_CLIMBERS, max(20, samples // 200))]
     y, corners, value = y[top], corners[top], value[top]
     spread = 0.3
     for _ in range(_ROUNDS):

@@ -53,7 +53,7 @@ def largest_level(
         raise CertificateError(
             f"the lowest level {low} is not provable, start lower: {best.advice}"
         )
-    refuted = _refuted_level(at_level, low, high)
+    refuted = _refuted_level(at_level, low, high, settings.samples)
     top = min(high, refuted)
     obstacle = attempt(top)
     if obstacle.proved:
@@ -68,13 +68,15 @@ def largest_level(
     return LargestLevel(low, best, top, obstacle, refuted)
 
 
-def _refuted_level(at_level: Callable[[float], BaseProblem], low: float, high: float) -> float:
+def _refuted_level(
+    at_level: Callable[[float], BaseProblem], low: float, high: float, samples: int
+) -> float:
     """The smallest level at which hill climbing finds a step out of the set, to 1 %."""
-    if worst_step(at_level(high)).value <= 1.0:
+    if worst_step(at_level(high), samples=samples).value <= 1.0:
         return np.inf
     while high / low > 1.01:
         middle = float(np.sqrt(low * high))
-        if worst_step(at_level(middle)).value > 1.0:
+        if worst_step(at_level(middle), samples=samples).value > 1.0:
             high = middle
         else:
             low = middle
