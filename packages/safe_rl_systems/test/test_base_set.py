@@ -1,4 +1,4 @@
-"""Base sets: slopes and multipliers against slow twins, proofs end to end, claims that must fail."""
+"""Base sets: slopes and multipliers against slow twins, proofs, claims that must fail."""
 
 from __future__ import annotations
 
