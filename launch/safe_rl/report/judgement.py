@@ -11,7 +11,8 @@ from safe_rl_core.metrics import wilson
 NOMINAL_ASSUMPTION = (
     "Nothing is certified for this bundle: the shield's guarantee is nominal. It assumes that "
     "the robot moves as the bundle's model says, that the measured state is the true one, that "
-    "commands arrive within their period, and that the base set is invariant, which has not been proved."
+    "commands arrive within their period, and that the base set is invariant, which has not "
+    "been proved."
 )
 
 
