@@ -5,7 +5,7 @@
     python benchmarks --write               and put the answers into benchmarks/README.md
     python benchmarks mismatch --seeds 5    one question with options of its own script
 
-`mismatch` flies thousands of laps and runs only when it is named.
+`mismatch` and `robust` fly thousands of flights and run only when they are named.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from toolbox.report import say, write_between_markers
 
 HERE = Path(__file__).parent
 SCRIPTS = ("shield_step", "peers", "ros_round_trip")
+#: Scripts that take an hour.
+LONG = ("robust",)
 #: Scripts that print a table and nothing else, and the packages that decide what is in it.
 PRINTING = {"mismatch": ("safe_rl_core", "numpy", "pybullet")}
 
@@ -51,7 +53,7 @@ def main() -> int:
         prog="python benchmarks", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    known = (*SCRIPTS, *PRINTING)
+    known = (*SCRIPTS, *LONG, *PRINTING)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
     parser.add_argument("--quick", action="store_true", help="only see that everything works")
     parser.add_argument("--json", type=Path, metavar="DIR", help="keep the answers here as JSON")
