@@ -36,10 +36,11 @@ def conclusion(report: Report) -> str:
     if report.accepted:
         return (
             "Every real motion that is compatible with these records and with assumptions A1 to "
-            "A6 stayed in the safe set, between the samples too, from the moment the first action "
-            "took effect, and would have stayed there for ever had the policy died at the last "
-            "record. Not proved: that the assumptions held (no record contradicts them, which is "
-            "all that records can show), and that the log is of this vehicle."
+            "A6 stayed in the safe set, between the samples too, from the moment the first plan "
+            f"took effect{_begin(report)}, and would have stayed there for ever had the policy "
+            "died at the last record. Not proved: that the assumptions held (no record "
+            "contradicts them, which is all that records can show), and that the log is of this "
+            "vehicle."
         )
     if not report.findings:
         return "No plan was committed, so nothing was proved."
@@ -48,6 +49,11 @@ def conclusion(report: Report) -> str:
         f"First: {place(first.record)}: {first.text}. Nothing is guaranteed from there on, and "
         "nothing at all where the finding concerns header, bundle or signatures."
     )
+
+
+def _begin(report: Report) -> str:
+    begin = report.flight.begin
+    return f" (committed in record {begin}; nothing is claimed before)" if begin else ""
 
 
 def place(record: int) -> str:
@@ -78,7 +84,7 @@ def assumptions(report: Report) -> list[Row]:
             f"estimate, to within {c.jitter:g} s, and is held for one period"),
         Row("A4 certificate", f"the base set is invariant ({base} = {sum(parts):.4f} of at most 1)"
             " and the derived bounds hold; proved apart from any flight by safe-rl verify"),
-        Row("A5 start", "the first record commits a valid plan (checked); nothing is claimed "
+        Row("A5 start", "claims begin with the first committed plan (checked); nothing is claimed "
             "before it takes effect"),
         Row("A6 numbers", f"each inequality keeps {EPS:g} for rounding; {report.proved} plans "
             f"closer than {CLOSE:g} to zero were decided in ball arithmetic"),

@@ -65,17 +65,17 @@ def find_recording(folder: str | Path) -> Path:
 def read_recording(path: str | Path) -> Recording:
     """Read an .mcap file made by the recorder node."""
     path = find_recording(path)
-    messages = list(_messages(path))
+    decoded = list(messages(path))
     robots = [
         robot
         for robot, names in topics.COMMANDS.items()
-        if any(topic in (names.command, names.proposal) for topic, _ in messages)
+        if any(topic in (names.command, names.proposal) for topic, _ in decoded)
     ]
     if len(robots) != 1:
         expected = ", ".join(names.command for names in topics.COMMANDS.values())
         raise RecordingError(
             f"{path}: cannot tell the robot: expected commands on one of {expected}, found "
-            f"{', '.join(sorted({topic for topic, _ in messages})) or 'no messages'}"
+            f"{', '.join(sorted({topic for topic, _ in decoded})) or 'no messages'}"
         )
     recording = Recording(path, robots[0])
     by_stamp = {
@@ -84,9 +84,9 @@ def read_recording(path: str | Path) -> Recording:
         topics.commands_of(robots[0]).proposal: recording.proposals,
         topics.commands_of(robots[0]).command: recording.commands,
     }
-    for topic, message in messages:
+    for topic, message in decoded:
         if topic in by_stamp:
-            by_stamp[topic].setdefault(to_ns(message.header.stamp), _numbers(message))
+            by_stamp[topic].setdefault(to_ns(message.header.stamp), numbers_of(message))
         elif topic == topics.STATUS:
             recording.bundle_name = message.status[0].hardware_id
             values = {pair.key: pair.value for pair in message.status[0].values}
@@ -100,7 +100,7 @@ def read_recording(path: str | Path) -> Recording:
     return recording
 
 
-def _numbers(message: Any) -> Numbers:
+def numbers_of(message: Any) -> Numbers:
     """Pose and linear velocity of an Odometry; linear and angular part of a TwistStamped."""
     if not hasattr(message, "pose"):
         a, b = message.twist.linear, message.twist.angular
@@ -110,7 +110,7 @@ def _numbers(message: Any) -> Numbers:
     return (p.x, p.y, p.z, q.x, q.y, q.z, q.w, v.x, v.y, v.z)
 
 
-def _messages(path: Path) -> Iterator[tuple[str, Any]]:
+def messages(path: Path) -> Iterator[tuple[str, Any]]:
     """(topic without leading slash, decoded message), in the order of time, without markers."""
     wanted = {topics.TRUE_STATE, topics.STATE, topics.STATUS}
     wanted |= {topics.DIAGNOSTICS.lstrip("/"), topics.CLOCK.lstrip("/")}

@@ -53,9 +53,9 @@ def wire_findings(path: Path, bundle: Bundle, flight: Flight) -> list[Finding]:
 
 def _by_stamp(path: Path, *wanted: str) -> tuple[Wire, ...]:
     found: dict[str, Wire] = {topic: {} for topic in wanted}
-    for topic, message in recording._messages(path):
+    for topic, message in recording.messages(path):
         if topic in found:
-            numbers = recording._numbers(message)
+            numbers = recording.numbers_of(message)
             found[topic].setdefault(to_ns(message.header.stamp), []).append(numbers)
     return tuple(found.values())
 

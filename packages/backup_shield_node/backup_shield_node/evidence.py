@@ -1,8 +1,8 @@
 """What a robust shield leaves behind of each answer: the signed record, and the premise test.
 
 All of it happens after the command is out. A record that cannot be written is counted, never
-waited for. Once the estimates prove that an assumption is broken, `decide` takes the proposals
-away, and new plans too where the estimate is lost, until a person resets (deactivate, activate).
+waited for. Once the estimates prove that an assumption is broken, `decide` obeys the response
+ladder (safe_rl_core/response.py) until a person resets (deactivate, activate).
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class Evidence:
         may = self._may
         if may is None or may.proposals:
             return self._shield.step(x, proposal)
+        if may.stop:
+            return self._shield.stop(x)
         if may.new_plans:
+            self._shield.require(may.scale)
             return self._shield.step(x, None)
         return self._shield.continue_plan(x if may.tracking else None)
 

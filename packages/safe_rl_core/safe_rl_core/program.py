@@ -128,7 +128,7 @@ class Program:
         columns = _columns(function, inputs)
         values: list[Array] = []
         for ins in function.instructions:
-            values.append(_evaluate(ins, values, columns, self.weights))
+            values.append(evaluate_instruction(ins, values, columns, self.weights))
         return _stack([values[k] for k in function.outputs], columns)
 
     def jvp(self, name: str, inputs: tuple[Array, ...], tangents: tuple[Array, ...]) -> Array:
@@ -141,8 +141,10 @@ class Program:
         values: list[Array] = []
         slopes: list[Array] = []
         for ins in function.instructions:
-            value = _evaluate(ins, values, columns, self.weights)
-            slopes.append(_slope(ins, value, values, slopes, directions, self.weights))
+            value = evaluate_instruction(ins, values, columns, self.weights)
+            slopes.append(
+                slope_of_instruction(ins, value, values, slopes, directions, self.weights)
+            )
             values.append(value)
         return _stack([slopes[k] for k in function.outputs], columns)
 
@@ -326,12 +328,13 @@ def _columns(function: Function, inputs: tuple[Array, ...]) -> dict[str, Array]:
     return columns
 
 
-def _evaluate(
+def evaluate_instruction(
     ins: Instruction,
     values: list[Array],
     columns: Mapping[str, Array],
     weights: Mapping[str, Array],
 ) -> Array:
+    """Value (...) of one instruction, given those before it and the input columns."""
     op = ins.op
     if op == "const":
         return np.float64(ins.value)
@@ -351,7 +354,7 @@ def _evaluate(
     return ACTIVATIONS[ins.activation](affine)
 
 
-def _slope(
+def slope_of_instruction(
     ins: Instruction,
     value: Array,
     values: list[Array],
@@ -359,6 +362,7 @@ def _slope(
     directions: Mapping[str, Array],
     weights: Mapping[str, Array],
 ) -> Array:
+    """Derivative (...) of one instruction along `directions`, given values and slopes before."""
     op = ins.op
     if op in ("const", "sign", "floor", "not", "lt", "le", "eq", "and", "or"):
         return np.zeros_like(value)

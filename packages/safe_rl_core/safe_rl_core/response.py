@@ -2,8 +2,8 @@
 
     NORMAL         no proof against the assumptions; proposals pass through the shield
     FINISH_PLAN    no proposals, no new plans: the committed plan is flown to its end
-    BACKUP_ONLY    no proposals; new plans from the backup policy only, judged with a disturbance
-                   bound of INFLATION times what was observed
+    BACKUP_ONLY    no proposals; new plans from the backup policy only, which must hold for bounds
+                   INFLATION times as wide as what was observed; else the committed plan goes on
     MINIMAL_RISK   nothing is covered by a plan any more: `bundle.stop_action`
 
 FINISH_PLAN keeps a guarantee of its own: the residuals bound every disturbance so far, and a plan
@@ -48,7 +48,8 @@ class Decision:
 
     `proposals`: the policy is heard; `new_plans`: a plan of the backup policy may be committed;
     `tracking`: the committed plan is corrected by the estimate (False: its inputs as recorded);
-    `stop`: send `bundle.stop_action`. `disturbance` (k,): the bound that new plans must hold for.
+    `stop`: send `bundle.stop_action`. `scale`: new plans must hold for this multiple of the
+    certificate's bounds.
     `guaranteed`: the theorem, or the argument of FINISH_PLAN, still covers the flight.
     """
 
@@ -57,7 +58,7 @@ class Decision:
     new_plans: bool
     tracking: bool
     stop: bool
-    disturbance: Array
+    scale: float
     guaranteed: bool
     reason: str
 
@@ -106,16 +107,18 @@ class Response:
         return self._decision(usable, guaranteed=kept, reason=reason)
 
     def _decision(self, usable: bool, guaranteed: bool, reason: str) -> Decision:
-        level, bound = self._level, self._assumed
+        level, scale = self._level, 1.0
         if level is not Level.NORMAL:
-            bound = INFLATION * np.maximum(bound, self._seen)
+            worse = self._seen > self._assumed
+            with np.errstate(divide="ignore"):
+                scale = INFLATION * np.max(self._seen[worse] / self._assumed[worse], initial=1.0)
         return Decision(
             level=level,
             proposals=level is Level.NORMAL,
             new_plans=usable and level in (Level.NORMAL, Level.BACKUP_ONLY),
             tracking=usable,
             stop=level is Level.MINIMAL_RISK,
-            disturbance=bound,
+            scale=float(scale),
             guaranteed=guaranteed,
             reason=reason,
         )

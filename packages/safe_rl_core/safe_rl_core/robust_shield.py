@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from safe_rl_core.bundle import Bundle
 from safe_rl_core.chain import Kind
+from safe_rl_core.errors import ModelError
 from safe_rl_core.kernel.robust import RobustKernel, Valid
 from safe_rl_core.shield import Shield
 from safe_rl_core.shield_base import (
@@ -92,7 +93,20 @@ class RobustShield(ShieldBase):
         super().reset()
         self._plan: _Plan | None = None
         self._sigma = math.nan
+        self._scale_required = 1.0
         self._judged_is_committed = False
+
+    def require(self, scale: float) -> None:
+        """Commit from now on only plans that hold for `scale` >= 1 times the certified bounds."""
+        if not scale >= 1.0:
+            raise ModelError(f"plans hold for the certified bounds at least: scale {scale} < 1")
+        self._scale_required = scale
+
+    def stop(self, x: Array) -> ShieldResult:
+        """Answer with the stop action, which no plan covers; the committed plan is given up."""
+        period = Period(x_hat=self._vector(x, self._n, "state"))
+        self._plan = None
+        return self._stop(Reason.NO_PLAN_YET, period)
 
     def continue_plan(self, x: Array | None = None) -> ShieldResult:
         """Answer without judging: the committed plan goes on, tracked if the state x is known."""
@@ -123,12 +137,17 @@ class RobustShield(ShieldBase):
         for candidate in self._candidates(x, period):
             begin = perf_counter_ns()
             judged = self.kernel.valid(x, candidate.action)
+            holds = judged.holds and self._holds_for(self._scale_required)
             period.verify += perf_counter_ns() - begin
-            if judged.holds:
+            if holds:
                 return self._commit(candidate, judged, period)
         if self._plan is None:
             return self._without_plan(candidate, judged, period)
         return self._continue(x, Reason.PLAN_CONTINUED, period)
+
+    def _holds_for(self, scale: float) -> bool:
+        """The plan just found VALID, under bounds `scale` times as wide."""
+        return scale == 1.0 or self.kernel.slack_at(scale) >= 0.0
 
     def _candidates(self, x: Array, period: Period) -> Iterator[_Candidate]:
         """In the order of preference; each is made when the ones before it were not VALID."""

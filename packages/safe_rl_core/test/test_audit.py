@@ -282,9 +282,12 @@ DEFECTS = {
         "which no plan covers", "shield"),
     "stop, but something else": _case(
         _with(CONT, kind=lambda r, k, t: Kind.STOP), "it says stop, but", "shield"),
-    "no plan at the start": _case(
-        _with(lambda r: 0, kind=lambda r, k, t: Kind.BACKUP, z_0=lambda r, k, t: None,
-              ubar=lambda r, k, t: None), "nothing is claimed before record 1", "shield"),
+    "success without a plan at the start": _case(
+        _with(lambda r: 0, z_0=lambda r, k, t: None, ubar=lambda r, k, t: None),
+        "kind and the presence of a plan", "shield"),
+    "a plan continued that there never was": _case(
+        _with(lambda r: 0, kind=lambda r, k, t: Kind.CONTINUE, z_0=lambda r, k, t: None,
+              ubar=lambda r, k, t: None), "none was committed", "shield"),
     "a stamp that is late": _case(
         _with(lambda r: 33, stamp_ns=lambda r, k, t: r[k].stamp_ns + 110_000),
         "after the one before", "premise"),
@@ -311,6 +314,17 @@ def test_a_shield_with_a_defect(name: str, folder: Path, t: Theorem, flight: Rec
     make, text, kind = DEFECTS[name]
     records, k = make(flight, t)
     named(judge(folder, records), k, text, kind)
+
+
+def test_claims_begin_with_the_first_plan(folder: Path, t: Theorem, flight: Records) -> None:
+    """Periods without a plan at the start, even with a lost estimate, spoil nothing after them."""
+    first = replace(flight[0], kind=Kind.BACKUP, x_hat=None, z_0=None, ubar=None, index=0)
+    report = judge(folder, [first, *flight[1:]])
+    assert report.accepted and report.flight.begin == 1
+    none = [replace(r, kind=Kind.BACKUP, z_0=None, ubar=None) for r in flight]
+    report = judge(folder, none)
+    assert not report.accepted
+    assert "no plan was ever committed" in report.findings[0].text
 
 
 def test_the_clipped_proposal_under_the_name_of_success(folder: Path, t: Theorem) -> None:

@@ -358,7 +358,7 @@ def test_the_open_tube_knows_where_it_knows_nothing() -> None:
     x, u = np.zeros(2), np.zeros(1)
     before = _kernel.valid(x, u).slack
     _kernel.open_tube(fast, np.zeros((3, 1)), start)
-    assert _kernel._tube(1.0) == before
+    assert _kernel.slack_at(1.0) == before
 
 
 def test_tightened_rows_are_the_derivatives_less_what_the_tube_needs() -> None:

@@ -416,3 +416,28 @@ def test_times_are_reported() -> None:
     assert times["total"] >= times["verify"] > 0.0
     assert times["qp"] > 0.0
     assert times["kernel"] > 0.0
+
+
+def test_wider_bounds_can_be_required_of_new_plans() -> None:
+    one = shield()
+    assert one.step(REST, STILL).reason is Reason.PROPOSAL_SAFE
+    most = one.sigma()
+    assert 1.0 < most < 1e3
+    one.require(0.95 * most)
+    assert one.step(REST, STILL).decision.index == 0
+    one.require(1.05 * most)
+    goes_on = one.step(REST, STILL)
+    assert (goes_on.decision.kind, goes_on.decision.index) == (Kind.CONTINUE, 1)
+    one.reset()
+    assert one.step(REST, STILL).decision.index == 0
+    with pytest.raises(ModelError, match="scale 0.5"):
+        one.require(0.5)
+
+
+def test_a_stop_gives_the_plan_up() -> None:
+    one = shield()
+    one.step(REST, STILL)
+    stopped = one.stop(REST)
+    assert (stopped.decision.kind, stopped.decision.index) == (Kind.STOP, -1)
+    assert (stopped.action == one.bundle.stop_action).all()
+    assert one.continue_plan(REST).decision.kind is Kind.STOP

@@ -23,8 +23,11 @@ _NODES = 3000
 
 
 def check_flight(t: Theorem, f: Flight) -> list[Finding]:
-    """Inputs, plans in hand, fallbacks, stamps. The kinds of `Finding` say whose fault it is."""
-    count = len(f.kind)
+    """Inputs, plans in hand, fallbacks, stamps. The kinds of `Finding` say whose fault it is.
+
+    Before the first committed plan nothing is claimed (A5), so no premise is needed there.
+    """
+    count, covered = len(f.kind), f.plan >= 0
     sent = np.concatenate((np.repeat(t.stop[None], t.delay, 0), f.u_next))
     ahead = predicted(t, f, sent)
     since = np.arange(count) - np.append(f.committed, -1)[f.plan]
@@ -38,25 +41,25 @@ def check_flight(t: Theorem, f: Flight) -> list[Finding]:
     in_box = np.clip(wanted, t.low, t.high)
     late = np.abs(np.diff(f.stamp) - t.period * 1e9) > t.c.jitter * 1e9 + _STAMP_NS
     shield = [
-        (f.plan < 0, f"no plan has been committed yet (A5): nothing is claimed before record "
-         f"{f.committed.min(initial=count)}"),
         (_differ(f.u_in_force, sent[:count]), f"the input in force is not, bit for bit, u_next of "
          f"{t.delay} records before (at the start: the stop action)"),
         (~((t.low <= f.u_next) & (f.u_next <= t.high)).all(1), "u_next leaves the input box"),
-        ((commits != has_plan) & (f.plan >= 0), "its kind and the presence of a plan contradict "
-         "each other"),
+        ((commits != has_plan) & (covered | (f.kind != Kind.BACKUP)), "its kind and the presence "
+         "of a plan contradict each other"),
         (has_plan & _differ(f.u_next, first), "u_next is not the committed plan's first input"),
         ((f.kind == Kind.ACCEPT) & _differ(f.u_next, f.proposal), "it says that the proposal was "
          "accepted, but u_next is not the proposal"),
         (has_plan & _apart(z_0, ahead), "z_0 is not the estimate moved by the pending inputs"),
-        (~stops & (f.plan >= 0) & (f.index != since), "the index does not go on by one: an "
-         "element of the plan is left out or replayed"),
-        (fallback & (f.kind != due), "continued beyond the plan's end, or base before it"),
+        (~stops & covered & (f.index != since), "the index does not go on by one: an element of "
+         "the plan is left out or replayed"),
+        (fallback & ~covered, "it continues a plan, but none was committed"),
+        (fallback & covered & (f.kind != due), "continued beyond the plan's end, or base before "
+         "it"),
         (fallback & _apart(f.u_next, in_box), "u_next is not what the plan in hand (after it: the "
          "base controller) asks for"),
         (stops & _differ(f.u_next, np.broadcast_to(t.stop, f.u_next.shape)), "it says stop, but "
          "u_next is not the stop action"),
-        (stops, "the stop action was sent, which no plan covers"),
+        (stops & covered, "the stop action was sent, which no plan covers"),
     ]  # fmt: skip
     premise = [
         (~np.isfinite(f.x_hat).all(1), "no state estimate in this period (A2)"),
@@ -67,6 +70,7 @@ def check_flight(t: Theorem, f: Flight) -> list[Finding]:
             "tracking saturates: the state is outside of the tube",
         ),
     ]
+    premise = [(bad & covered, text) for bad, text in premise]
     return [
         Finding(int(np.argmax(bad)), kind, f"{text}{_others(bad)}")
         for kind, checks in (("shield", shield), ("premise", premise))
@@ -87,11 +91,11 @@ def residuals(t: Theorem, f: Flight) -> dict[int, Array]:
     """By window: largest residual / bound of each record (K,), the last periods replayed.
 
     Above 1 it proves that A1, A2 or A3 failed within the window. nan: cannot be tested, because
-    the estimate is unknown, the window reaches before the start, or a bound leaves its domain.
+    no estimate, the window reaches before the first plan, or a bound leaves its domain.
     """
     ratios = {window: np.full(len(f.kind), np.nan) for window in WINDOWS}
     for window, ratio in ratios.items():
-        ends = np.arange(window, len(ratio))
+        ends = np.arange(f.begin + window, len(ratio))
         for part in np.array_split(ends, 1 + len(ends) * window // _NODES) if len(ends) else ():
             ratio[part] = _residual(t, f, part, window)
     return ratios
@@ -126,16 +130,16 @@ def _estimate_box(t: Theorem, e: Array) -> Array:
     return turn @ eta + 0.5 * np.einsum("i,rik,k->r", eta, t.c.shift_remainder[:, k:, k:], eta)
 
 
-def residual_findings(ratios: dict[int, Array]) -> Iterator[Finding]:
+def residual_findings(f: Flight, ratios: dict[int, Array]) -> Iterator[Finding]:
     """What the residual tests prove; a single period that cannot be tested is a finding too."""
     for window, ratio in ratios.items():
         if (broken := ratio > 1.0).any():
             k = int(np.argmax(broken))
             text = f"residual over {window} periods is {ratio[k]:.3g} of what A1 to A3 allow"
             yield Finding(k, "premise", f"{text}{_others(broken)}")
-    if (untested := np.isnan(ratios[WINDOWS[0]][1:])).any():
+    if (untested := np.isnan(ratios[WINDOWS[0]][f.begin + 1 :])).any():
         text = f"the residual cannot be tested: outside of the domain{_others(untested)}"
-        yield Finding(int(np.argmax(untested)) + 1, "unchecked", text)
+        yield Finding(f.begin + 1 + int(np.argmax(untested)), "unchecked", text)
 
 
 def _fallback_inputs(t: Theorem, f: Flight, ahead: Array, since: NDArray[np.int64]) -> Array:

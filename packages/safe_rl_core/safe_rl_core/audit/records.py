@@ -62,6 +62,11 @@ class Flight:
     z_0: Array
     ubar: Array
 
+    @property
+    def begin(self) -> int:
+        """The record of the first plan, from which on something is claimed; K without a plan."""
+        return int(self.committed.min(initial=len(self.kind)))
+
 
 @dataclass(frozen=True)
 class Theorem:

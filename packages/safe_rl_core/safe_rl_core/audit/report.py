@@ -76,7 +76,7 @@ def audit(data: bytes, folder: Path, key: str | None = None, spread: Spread = in
         with np.errstate(all="ignore"):
             report.findings += flights.check_flight(report.theorem, report.flight)
             report.ratios = flights.residuals(report.theorem, report.flight)
-            report.findings += flights.residual_findings(report.ratios)
+            report.findings += flights.residual_findings(report.flight, report.ratios)
             _check_plans(report, spread)
     except (SafeRLError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         name = "" if isinstance(error, SafeRLError | OSError) else f"{type(error).__name__}: "
@@ -88,7 +88,8 @@ def audit(data: bytes, folder: Path, key: str | None = None, spread: Spread = in
 def _check_plans(report: Report, spread: Spread) -> None:
     t, f, count = report.theorem, report.flight, len(report.flight.committed)
     if not count:
-        return  # the first record has no plan: that is a finding already
+        report.findings.append(Finding(0, "shield", "no plan was ever committed (A5)"))
+        return
     told = np.flatnonzero(np.isfinite(f.sigma) & (f.plan >= 0))[::SIGMA_EVERY]
     plan = np.concatenate((np.arange(count), f.plan[told]))
     scale = np.concatenate((np.ones(count), f.sigma[told]))

@@ -24,12 +24,14 @@ def jacobian(program: Program, name: str, point: tuple[Array, ...], of: tuple[in
     values: list[Array | None] = []
     slopes: list[dict[int, Array]] = []
     for ins, done in zip(function.instructions, _last_uses(function), strict=True):
-        value = interpreter._evaluate(ins, values, columns, program.weights)
+        value = interpreter.evaluate_instruction(ins, values, columns, program.weights)
         known = {i for a in ins.args for i in slopes[a]}
         slope = {}
         for i in known:
             own = {a: slopes[a].get(i, 0.0) for a in ins.args}
-            slope[i] = interpreter._slope(ins, value, values, own, {}, program.weights)
+            slope[i] = interpreter.slope_of_instruction(
+                ins, value, values, own, {}, program.weights
+            )
         if ins.op == "input" and ins.name in seeds:
             slope = {seeds[ins.name] + ins.index: np.float64(1.0)}
         values.append(value)

@@ -217,12 +217,12 @@ class RobustKernel(Kernel):
         is still valid, from below to SIGMA_ACCURACY; 0 if there is none, at most SIGMA_LIMIT.
         Takes some six tubes' time and is nothing that a control period waits for.
         """
-        low, room = 0.0, self._tube(0.0)
+        low, room = 0.0, self.slack_at(0.0)
         if not room >= 0.0:
             return 0.0
         high, over, at, secant = SIGMA_LIMIT, math.nan, 1.0, True
         while high - low > SIGMA_ACCURACY * high:
-            slack = self._tube(at)
+            slack = self.slack_at(at)
             if slack >= 0.0:
                 low, room = at, slack
             else:
@@ -235,7 +235,8 @@ class RobustKernel(Kernel):
             secant = not secant
         return low
 
-    def _tube(self, factor: float) -> float:
+    def slack_at(self, factor: float) -> float:
+        """Slack of the plan that was judged last under `factor` times all assumed bounds."""
         return self._library.safe_rl_tube(
             *self._tube_args, ctypes.c_double(factor), ctypes.byref(self._int)
         )
@@ -291,7 +292,7 @@ class RobustKernel(Kernel):
         c, arrays, scale = self.certificate, self._arrays, 1e-3
         for x in self_test_points(self.compiled.program)["step"][0][:4]:
             self.valid(x, self.compiled("backup_policy", x))
-            self._tube(scale)
+            self.slack_at(scale)
             g, tracking = np.diag(scale * c.prediction_error), scale * c.tracking_error
             for j in range(self.horizon + 1):
                 if not np.isfinite(arrays["errors"][j]).all():
