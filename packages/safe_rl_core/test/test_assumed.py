@@ -7,9 +7,11 @@ import pytest
 from safe_rl_core.adversary import make_proposer
 from safe_rl_core.assumed import ADVERSARIES, AssumedPlant, displaced
 from safe_rl_core.bundle import Bundle
+from safe_rl_core.chain import Kind
 from safe_rl_core.errors import PlantError
 from safe_rl_core.loop import recoverable_state, run_episode
-from safe_rl_core.robust_shield import make_shield
+from safe_rl_core.robust_shield import RobustShield, make_shield
+from safe_rl_core.shield import Reason
 from shipped import MODELS
 
 ROBUST = ["unicycle_robust", "quadrotor_robust"]
@@ -65,3 +67,27 @@ def test_a_nominal_bundle_assumes_nothing_to_play() -> None:
         AssumedPlant(Bundle.load(MODELS / "unicycle_lane"))
     with pytest.raises(PlantError, match="adversary must be"):
         AssumedPlant(Bundle.load(MODELS / "unicycle_robust"), "kind")
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_outages_longer_than_a_plan_end_in_the_base_set(name: str) -> None:
+    """From the edge of the implicit set nothing new is planned for three plans' time."""
+    bundle = Bundle.load(MODELS / name)
+    shield, plant = RobustShield(bundle), AssumedPlant(bundle, "corner")
+    for seed in range(3):
+        rng = np.random.default_rng([seed, 8])
+        propose = make_proposer("adversarial", bundle, rng)
+        x = plant.reset(seed, recoverable_state(bundle, rng))
+        shield.reset()
+        for _ in range(30):
+            result = shield.step(x, propose(x, plant.time))
+            x = plant.step(result.action)
+        saturated, kinds = 0, set()
+        for _ in range(3 * bundle.horizon):
+            result = shield.continue_plan(x)
+            saturated += result.reason is Reason.TRACKING_SATURATED
+            kinds.add(result.decision.kind)
+            x = plant.step(result.action)
+            assert bundle.compiled("safe_set", plant.state).min() >= 0.0
+        assert kinds == {Kind.CONTINUE, Kind.BASE} and saturated == 0
+        assert bundle.compiled("base_set", plant.state)[0] >= 0.0

@@ -124,10 +124,16 @@ def _residual(t: Theorem, f: Flight, ends: NDArray[np.int64], window: int) -> Ar
 
 
 def _estimate_box(t: Theorem, e: Array) -> Array:
-    """How far the error of the true state may be from the error e (P, k) of the estimate."""
-    k, eta = e.shape[-1], t.c.estimate_error
+    """How far the error of the true state may be from the error e (P, k) of the estimate.
+
+    `tracking_error` bounds it for every e that a tube can hold; where the derivatives reach, so
+    do they.
+    """
+    k, eta, most = e.shape[-1], t.c.estimate_error, t.c.tracking_error
     turn = np.abs(jacobian(t.program, "shifted", (e, np.zeros_like(e)), (1,)))
-    return turn @ eta + 0.5 * np.einsum("i,rik,k->r", eta, t.c.shift_remainder[:, k:, k:], eta)
+    box = turn @ eta + 0.5 * np.einsum("i,rik,k->r", eta, t.c.shift_remainder[:, k:, k:], eta)
+    reach = (np.abs(e) <= t.c.base_extent).all(-1, keepdims=True)
+    return np.where(reach, np.minimum(box, most), most)
 
 
 def residual_findings(f: Flight, ratios: dict[int, Array]) -> Iterator[Finding]:
