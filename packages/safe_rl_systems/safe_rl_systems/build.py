@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -142,17 +141,18 @@ def write_bundle(
     """
     if not policy.is_file():
         raise ModelError(f"no policy file at {policy}; train one with safe_rl_training first")
+    network, account = policy.read_bytes(), None if record is None else record.read_bytes()
     folder = out / robot.name
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
+    for old in folder.iterdir():  # which may be the files just read
         old.unlink()
     text = yaml.safe_dump(description(robot), sort_keys=False, width=99)
     (folder / "bundle.yaml").write_text(text)
     robot_program(robot).save(folder / "program.txt")
-    shutil.copyfile(policy, folder / "policy.onnx")
+    (folder / "policy.onnx").write_bytes(network)
     (folder / "CARD.md").write_text(card)
-    if record is not None:
-        shutil.copyfile(record, folder / "training.json")
+    if account is not None:
+        (folder / "training.json").write_bytes(account)
     write_sums(folder)
     return Bundle.load(folder)
 
