@@ -79,7 +79,7 @@ def check(folder: Path, jobs: int | None) -> bool:
     """Print what the independent checker says of the certificate in a folder."""
     if importlib.util.find_spec("flint") is None:
         raise SafeRLError("the independent check needs python-flint: pip install python-flint")
-    from safe_rl_core.audit.certificate_check import check as independent_check
+    from safe_rl_core.checker import check as independent_check
 
     print("\nindependent check (ball arithmetic)")
     started, bar = time.perf_counter(), None
@@ -99,6 +99,8 @@ def check(folder: Path, jobs: int | None) -> bool:
 
 
 def _prove(bundle: Bundle, args: argparse.Namespace) -> int:
+    import safe_rl_systems
+    from safe_rl_systems import sources
     from safe_rl_systems.verification.certify import certify as derive
 
     print(f"{bundle.name} ({bundle.hash[:12]}), program {bundle.program.hash[:12]}")
@@ -108,6 +110,7 @@ def _prove(bundle: Bundle, args: argparse.Namespace) -> int:
         "command": shlex.join(["safe-rl", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "hardware": machine(),
+        **sources.state([Path(str(safe_rl_systems.__file__)).parent]),
     }
     outcome = derive(
         bundle,

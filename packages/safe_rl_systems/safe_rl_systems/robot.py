@@ -235,14 +235,14 @@ def unicycle_lane() -> Robot:
 def quadrotor_robust() -> Robot:
     """The quadrotor of the theorem: exact flow, assumed disturbance, estimate error and delay.
 
-    Disturbance: an acceleration of at most 0.15 m/s² and a rate error of at most 0.015 rad/s along
+    Disturbance: an acceleration of at most 0.2 m/s² and a rate error of at most 0.02 rad/s along
     any axis. Over one period Δt with thrust at most T they move the error by
 
         tilt: r Δt    velocity: a Δt + T r Δt²/2    position: a Δt²/2 + T r Δt³/6
     """
     system = Quadrotor(integrator="exact", max_rate=8.0)
     chart = BodyFrameChart(system.period)
-    accel, rate, dt, thrust = 0.15, 0.015, system.period, system.max_thrust
+    accel, rate, dt, thrust = 0.2, 0.02, system.period, system.max_thrust
     found = gains("quadrotor")
     point = HoverPoint(low=(-2.95, -2.95, 1.08), high=(2.95, 2.95, 2.02), lead=0.3)
     hover = (GRAVITY, 0.0, 0.0, 0.0)
