@@ -2,7 +2,7 @@
 
 Plain data in two files: `certificate.json` for what a person reads, `certificate.npz` for the
 tables. docs/theory.md defines every quantity; `safe-rl verify` writes them; a checker that shares
-only the program with the generator derives them again (safe_rl_core/audit).
+only the program with the generator derives them again (safe_rl_core/checker).
 
 Sizes: n states, m inputs, k error channels, p schedule variables, C schedule cells, n_h safe rows.
 """
@@ -26,6 +26,9 @@ FORMAT = "safe_rl_certificate 1"
 JSON_FILE, TABLES_FILE = "certificate.json", "certificate.npz"
 #: What every check of a plan keeps for rounding (assumption A6).
 EPS = 1e-9
+#: Plans can be judged for bounds up to this multiple of the assumed ones: `remainder` holds for
+#: disturbances so large.
+SIGMA_MAX = 4.0
 _TABLES = frozenset(
     ("remainder", "shift_remainder", "safe_remainder", "leaves_low", "leaves_high",
      "leaves_multipliers")
@@ -62,8 +65,9 @@ class BaseCertificate:
 class Certificate:
     """Assumptions A1 to A3 per error channel, the derived bounds, and the base certificate.
 
-    Assumed, per period: `disturbance` (k,) bounds |x_{k+1} [-] F(x_k, u_k)|, jitter included;
-    `estimate_error` (k,) bounds |x [-] x_hat|; `delay_steps` periods from estimate to action.
+    Assumed, per period: `disturbance` (k,) bounds |x_{k+1} [-] F(x_k, u_k)|, whatever the cause,
+    an input that switches up to `jitter` s late among them; `estimate_error` (k,) bounds
+    |x [-] x_hat|; `delay_steps` periods from estimate to action.
     Derived: `prediction_error`, `tracking_error` (k,), `remainder` (C, k, d, d) with d = k+m+k,
     `shift_remainder` (k, 2k, 2k), `safe_remainder` (n_h, k, k), `sampling_margin` (n_h,).
     """

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 from flint import ctx
-from safe_rl_core.audit import certificate_check
-from safe_rl_core.audit.ball import constants, evaluate, seeds
-from safe_rl_core.audit.claims import balls
+from safe_rl_core.ball import balls, constants, seeds
+from safe_rl_core.certificate import SIGMA_MAX
+from safe_rl_core.checker import certificate_check
 from safe_rl_core.program import Program, parse
+from safe_rl_core.tape import evaluate
 
 D, VALLEY, BEND = 0.02, 0.2, 0.2
 GAIN = np.array([[-2.0, -2.5]])
@@ -226,7 +227,7 @@ def write(folder: Path) -> dict[str, np.ndarray]:
 
 def bounds(c: dict[str, np.ndarray], p: Program, w: np.ndarray, eta: np.ndarray) -> None:
     """The derived bounds, by hand where a corner is the worst case."""
-    rest = np.concatenate((c["error_domain"], c["input_domain"], w))
+    rest = np.concatenate((c["error_domain"], c["input_domain"], SIGMA_MAX * w))
     edges = np.linspace(-1.0, 1.0, 5)
     cells = [(np.array([a, -1.0]), np.array([b, 1.0])) for a, b in itertools.pairwise(edges)]
     c["remainder_splits"] = np.ones(2 + 5)

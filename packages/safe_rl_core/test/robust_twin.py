@@ -87,7 +87,8 @@ def judge(bundle: Bundle, x: np.ndarray, inputs: np.ndarray, factor: float = 1.0
         inside = [found.within(f"domain {n}@{j}", d - x) for n, d, x in
                   zip(c.error_names, c.error_domain, e, strict=True)]  # fmt: skip
         grad = jacobian(program, "safe_at", (z, nothing), 1)
-        need = np.abs(grad @ g).sum(1) + curved(c.safe_remainder, e) + c.sampling_margin + EPS
+        need = np.abs(grad @ g).sum(1) + curved(c.safe_remainder, e) + EPS
+        need += max(factor, 1.0) * c.sampling_margin
         h = program("safe_set", z)
         for name, room in zip(bundle.safe_set_names, h - need, strict=True):
             found.room(f"{name}@{j}", room)

@@ -210,12 +210,18 @@ def test_every_constant_counts(t: Theorem, name: str) -> None:
     assert (changed[:, :-2] > 1e-7).any()
 
 
-def test_sigma_scales_disturbance_and_both_errors(t: Theorem) -> None:
+@pytest.mark.parametrize("sigma", [0.6, 1.7])
+def test_sigma_scales_all_that_the_disturbance_is_part_of(t: Theorem, sigma: float) -> None:
+    """The sampling margin only upwards, and not in the base set, which is certified for 1."""
     z_0, ubar = plans(t, 4)
     names = ("disturbance", "prediction_error", "tracking_error")
-    worse = with_entries(t, **{n: 1.7 * getattr(t.c, n) for n in names})
-    scaled = slacks(t, z_0, ubar, np.full(4, 1.7))
-    np.testing.assert_allclose(scaled, slacks(worse, z_0, ubar, np.ones(4)), atol=1e-13)
+    worse = {n: sigma * getattr(t.c, n) for n in names}
+    along = worse | {"sampling_margin": max(sigma, 1.0) * t.c.sampling_margin}
+    scaled, ones = slacks(t, z_0, ubar, np.full(4, sigma)), np.ones(4)
+    nodes = (t.horizon + 1) * len(t.rows)
+    expected = slacks(with_entries(t, **worse), z_0, ubar, ones)
+    expected[:, :nodes] = slacks(with_entries(t, **along), z_0, ubar, ones)[:, :nodes]
+    np.testing.assert_allclose(scaled, expected, atol=1e-13)
 
 
 def test_blocks_of_plans_change_nothing(t: Theorem) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flint import arb
-from safe_rl_core.audit.ball import constants, evaluate, seeds, slope_seeds, square, times
+from safe_rl_core.ball import Jet, constants, seeds, slope_seeds, square, times
 from safe_rl_core.program import Program, parse
+from safe_rl_core.tape import Tape, evaluate
 
 #: Every smooth operation, on numbers that stay inside its domain for |a|, |b| < 1.
 SMOOTH = """safe_rl_program 1
@@ -191,6 +192,60 @@ def test_products_and_squares_are_no_wider_than_the_numbers():
         least = 0.0 if abs(a) <= b else min(squares)
         assert float(square(arb(a, b)).lower()) == pytest.approx(least, rel=1e-6, abs=1e-8)
         assert float(square(arb(a, b)).upper()) == pytest.approx(max(squares), rel=1e-6)
+
+
+def test_a_tape_finds_the_same_whatever_it_was_asked_before():
+    """Inputs that change one at a time, several at once, or their kind: as if asked afresh."""
+    p, rng = program(SMOOTH), np.random.default_rng(3)
+    tape, sides = Tape(p, "f"), [arb(0.1 * i - 0.4, 0.02 * (i % 3)) for i in range(9)]
+    kinds = [constants, seeds, lambda x: seeds(x, 0, 1), lambda x: slope_seeds(x, [1.0, 0.5])]
+    for _ in range(200):
+        box = [sides[i] for i in rng.integers(0, 9, 2)]
+        inputs = kinds[rng.integers(0, 4)](box)
+        for jet, fresh in zip(tape(inputs), evaluate(p, "f", inputs), strict=True):
+            assert (jet is None) == (fresh is None)
+            if jet is not None:
+                assert repr((jet.value, jet.centre, jet.grad, jet.hess)) == repr(
+                    (fresh.value, fresh.centre, fresh.grad, fresh.hess)
+                )
+
+
+def test_a_tape_redoes_only_what_has_changed():
+    """The second of two inputs does not touch what depends on the first alone."""
+    text = """safe_rl_program 1
+function f(x:2)
+v0 = input x 0
+v1 = input x 1
+v2 = sin v0
+v3 = const 2.0
+v4 = neg v3
+v5 = mul v4 v1
+v6 = add v2 v5
+return v2 v6
+"""
+    tape, (x, y, z) = Tape(program(text), "f"), map(arb, (0.5, 1.0, 3.0))
+    assert len(tape.users(0b01)) == len(tape.users(0b10)) == 2
+    first, second = tape([x, y]), tape([x, z])
+    assert first[0].value is second[0].value
+    assert abs(first[1].value - (arb(0.5).sin() - 2)) < 1e-12
+    assert abs(second[1].value - (arb(0.5).sin() - 6)) < 1e-12
+    with pytest.raises(ValueError, match="takes"):
+        tape([x])
+
+
+def test_a_tape_forgets_a_call_that_failed():
+    """What an operation that raises has left half done is done again."""
+
+    class Broken(Jet):
+        def scaled(self, by: arb) -> Jet:
+            raise ArithmeticError("broken")
+
+    text = "v0 = input x 0\nv1 = exp v0\nv2 = const 2.0\nv3 = mul v0 v2\nreturn v1 v3\n"
+    tape, x = Tape(program(f"safe_rl_program 1\nfunction f(x:1)\n{text}"), "f"), constants([0.1])
+    expected = [str(jet.value) for jet in tape(x)]
+    with pytest.raises(ArithmeticError):
+        tape([Broken(arb(9), arb(9), {0: arb(1)}, None)])
+    assert [str(jet.value) for jet in tape(x)] == expected
 
 
 def test_constants_have_no_derivatives():

@@ -28,6 +28,32 @@ def test_a_launch_file_needs_neither_solver_nor_inference() -> None:
 
 
 @pytest.mark.parametrize(
+    ("module", "others"),
+    [
+        ("safe_rl_core.checker", {"ball", "tape"}),
+        ("safe_rl_core.audit", {"chain", "chain_reader"}),
+    ],
+)
+def test_checker_and_audit_share_with_what_flies_only_the_program(
+    module: str, others: set[str]
+) -> None:
+    """Nor with each other; no solver, no inference, no ROS."""
+    probe = (
+        "import sys, importlib\n"
+        "importlib.import_module(sys.argv[1])\n"
+        "print(*[name for name in sys.modules if name.startswith('safe_rl')])\n"
+        "print(*{'osqp', 'onnxruntime', 'scipy', 'torch', 'rclpy'} & set(sys.modules))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe, module], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {name for name in done.stdout.split() if not name.startswith(module)}
+    expected = {f"safe_rl_core.{name}" for name in others | {"errors", "program"}}
+    assert loaded == expected | {"safe_rl_core"}
+
+
+@pytest.mark.parametrize(
     ("module", "allowed"),
     [
         ("safe_rl_core", set()),

@@ -249,6 +249,12 @@ def test_an_interrupted_proof_is_taken_up_again(tmp_path: Path) -> None:
         prove(problem, hard, state_file=file)
 
 
+def test_a_search_that_is_out_of_time_is_open() -> None:
+    proof = prove(lane_problem(), replace(QUICK, max_seconds=0.0))
+    assert proof.status == "open" and proof.state.cells == 0 and "cells are open" in proof.advice
+    assert prove(lane_problem(), replace(QUICK, max_seconds=60.0)).proved
+
+
 def test_several_workers_find_the_same_leaves() -> None:
     problem = lane_problem()
     alone, together = prove(problem, QUICK), prove(problem, replace(QUICK, workers=2))

@@ -4,7 +4,7 @@
 
 Its own reading of bundle and certificate, its own arithmetic. It shares with the robot the
 program's interpreter and the layout of the chain, and imports neither shield, kernel nor
-projection. `certificate_check` proves the certificate itself, apart from any flight.
+projection. `safe_rl_core.checker` proves the certificate itself, apart from any flight.
 """
 
 from safe_rl_core.audit.report import Report, audit

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from flint import arb, arb_mat, ctx
 
-from safe_rl_core.audit.ball import constants, evaluate, seeds
 from safe_rl_core.audit.plans import EPS
 from safe_rl_core.audit.records import Array, Theorem
+from safe_rl_core.ball import constants, seeds
+from safe_rl_core.tape import evaluate
 
 BITS = 160
 Balls = list[arb]

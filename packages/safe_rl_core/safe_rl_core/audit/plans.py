@@ -62,8 +62,8 @@ def growth(t: Theorem, cell: NDArray[np.int64], e: Array, v: Array, scale: Array
 def slacks(t: Theorem, z_0: Array, ubar: Array, scale: Array) -> Array:
     """Every inequality of P plans as a distance (P, R) >= 0 to failing; see `label`.
 
-    `scale` (P,) multiplies disturbance, prediction and tracking error. Not a number counts as
-    failed.
+    `scale` (P,) multiplies disturbance, prediction and tracking error, and above 1 the sampling
+    margin. Not a number counts as failed.
     """
     n = t.horizon
     z = rolled_out(t, z_0, ubar[:, :n])
@@ -75,7 +75,7 @@ def slacks(t: Theorem, z_0: Array, ubar: Array, scale: Array) -> Array:
     tubes = [_tube(t, cell[i], a[i], b[i], grad[i], scale[i]) for i in parts]
     last, box, rows, domain, control = (np.concatenate(x) for x in zip(*tubes, strict=True))
     curvature = 0.5 * np.einsum("pji,rik,pjk->pjr", box, t.c.safe_remainder, box)
-    v2 = h - rows - curvature - t.c.sampling_margin - EPS
+    v2 = h - rows - curvature - np.maximum(scale, 1.0)[:, None, None] * t.c.sampling_margin - EPS
     control[:, 1:] += (np.abs(t.c.tracking_gain) @ tracking.T).T[:, None]
     v3 = (
         np.stack((ubar[:, :n] - control - t.low, t.high - ubar[:, :n] - control), -1)

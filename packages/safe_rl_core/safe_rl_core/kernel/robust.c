@@ -86,8 +86,9 @@ static int inside_domain(const Bounds *bounds, const Work *work, int j, int last
 
 /* V2 and, but for the last node, whose input is not used, V3. */
 static void node_conditions(const Bounds *bounds, const Tables *tables, const Work *work, int j,
-                            int last, const double *reach, const double *width,
-                            const double *deviation, double *least, int *worst) {
+                            int last, double factor, const double *reach,
+                            const double *width, const double *deviation, double *least,
+                            int *worst) {
   const double *u = work->inputs + j * NU;
   double *need = work->need + j * NH;
   for (int i = 0; i < NH; i++) {
@@ -95,7 +96,7 @@ static void node_conditions(const Bounds *bounds, const Tables *tables, const Wo
     need[i] = reach[i];
     for (int k = q->start[i]; k < q->start[i + 1]; k++)
       need[i] += q->c[k] * width[tables->safe_a[k]] * width[tables->safe_b[k]];
-    need[i] += bounds->sampling[i];
+    need[i] += bounds->sampling[i] * (factor > 1.0 ? factor : 1.0);
     keep_least(work->h[j * NH + i] - need[i], j * PER_NODE + i, least, worst);
   }
   for (int i = 0; i < NU && !last; i++) {
@@ -161,7 +162,8 @@ EXPORT double safe_rl_tube(const Bounds *bounds, const Tables *tables, Work *wor
     memcpy(work->deviations + j * NU, deviation, sizeof deviation);
     int last = j == N;
     int inside = inside_domain(bounds, work, j, last, width, deviation, &least, worst);
-    node_conditions(bounds, tables, work, j, last, reach, width, deviation, &least, worst);
+    node_conditions(bounds, tables, work, j, last, factor, reach, width, deviation, &least,
+                    worst);
     if (!inside) return least;
     if (j == N) break;
     product(work->closed + j * NE * NE, work->g, stride, columns, work->g_next, sums);

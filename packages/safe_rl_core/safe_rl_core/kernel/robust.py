@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from safe_rl_core.certificate import EPS, Certificate
+from safe_rl_core.certificate import EPS, SIGMA_MAX, Certificate
 from safe_rl_core.errors import CertificateError, KernelError
 from safe_rl_core.kernel.kernel import (
     Kernel,
@@ -37,9 +37,8 @@ Array = NDArray[np.float64]
 #: Generators of the tube that are kept apart (about); more are boxed.
 GENERATORS = 1024
 _CHUNK = 32
-#: `sigma` is found to this relative accuracy, and not looked for above the limit.
+#: `sigma` is found to this relative accuracy.
 SIGMA_ACCURACY = 0.01
-SIGMA_LIMIT = 1024.0
 
 
 @dataclass(frozen=True)
@@ -214,21 +213,21 @@ class RobustKernel(Kernel):
         """Margin of the plan that was judged last, as a factor.
 
         The largest factor on disturbance, prediction error and tracking error for which that plan
-        is still valid, from below to SIGMA_ACCURACY; 0 if there is none, at most SIGMA_LIMIT.
+        is still valid, from below to SIGMA_ACCURACY; 0 if there is none, at most SIGMA_MAX.
         Takes some six tubes' time and is nothing that a control period waits for.
         """
         low, room = 0.0, self.slack_at(0.0)
         if not room >= 0.0:
             return 0.0
-        high, over, at, secant = SIGMA_LIMIT, math.nan, 1.0, True
-        while high - low > SIGMA_ACCURACY * high:
+        high, over, at, secant = math.inf, math.nan, 1.0, True
+        while low < SIGMA_MAX and (math.isinf(high) or high - low > SIGMA_ACCURACY * high):
             slack = self.slack_at(at)
             if slack >= 0.0:
                 low, room = at, slack
             else:
                 high, over = at, slack
-            if high == SIGMA_LIMIT:
-                at = min(2.0 * low, SIGMA_LIMIT)
+            if math.isinf(high):
+                at = min(2.0 * low, SIGMA_MAX)
                 continue
             share = room / (room - over) if secant and math.isfinite(over) else 0.5
             at = low + min(max(share, 0.02), 0.98) * (high - low)
@@ -236,7 +235,12 @@ class RobustKernel(Kernel):
         return low
 
     def slack_at(self, factor: float) -> float:
-        """Slack of the plan that was judged last under `factor` times all assumed bounds."""
+        """Slack of the plan that was judged last under `factor` times all assumed bounds.
+
+        -inf above SIGMA_MAX, where the derived bounds end.
+        """
+        if factor > SIGMA_MAX:
+            return -math.inf
         return self._library.safe_rl_tube(
             *self._tube_args, ctypes.c_double(factor), ctypes.byref(self._int)
         )

@@ -9,6 +9,7 @@ outward rounding; the search decides nothing but where they are evaluated.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import time
@@ -45,13 +46,15 @@ class Settings:
     """How hard to try. `cell_splits` (q): the parts of the root box per direction.
 
     `margin` is what a leaf keeps from rho, so that another arithmetic accepts it too. The search
-    gives up after `max_cells` cells; `workers` None means all cores, 1 no further process.
-    `samples` is where hill climbing for a counterexample starts from.
+    gives up after `max_cells` cells or `max_seconds`, at the end of the batch that it is at;
+    `workers` None means all cores, 1 no further process. `samples` is where hill climbing for a
+    counterexample starts from.
     """
 
     cell_splits: tuple[int, ...]
     margin: float = 1e-3
     max_cells: int = 400_000
+    max_seconds: float = math.inf
     workers: int | None = None
     samples: int = 100_000
     save_every_s: float = 20.0
@@ -170,8 +173,11 @@ def _search(
     report: _Reporter,
 ) -> None:
     """Bound the open cells, halve those that are not proved, until none is open or too many."""
+    deadline = time.monotonic() + settings.max_seconds
     with _pool(problem, settings.workers, target) as bound:
         while len(state.open_low) and state.cells < settings.max_cells:
+            if time.monotonic() >= deadline:
+                break
             batch = 8 * _CHUNK * _cores(settings.workers)
             low, high = state.open_low[:batch], state.open_high[:batch]
             results = list(bound(low, high))
@@ -261,15 +267,16 @@ def _obstacle(
     slack = problem.input_slack()
     if np.any(slack < 0.0):
         j = int(slack.argmin())
+        known = not np.any(problem.tracking_error)
+        share = "" if known else f" ({problem.reserve[j]:.4g} of it for the measurement error)"
         return (
-            f"input {j} can be asked for {-slack[j]:.4g} more than its box allows "
-            f"({problem.reserve[j]:.4g} of it for the measurement error); "
+            f"input {j} can be asked for {-slack[j]:.4g} more than its box allows{share}; "
             "take a smaller level or a lower gain"
         )
     if nominal.value <= target:
         return ""
-    share = {"disturbance (omega)": omega, "measurement error through the gain (nu)": nu}
-    largest = max(share, key=lambda name: share[name])
+    shares = {"disturbance (omega)": omega, "measurement error through the gain (nu)": nu}
+    largest = max(shares, key=lambda name: shares[name])
     return (
         f"no proof is possible: the loop itself only contracts to {nominal.value:.4f}, which with "
         f"omega {omega:.4f} and nu {nu:.4f} leaves less than the margin; the largest share is "

@@ -1,9 +1,9 @@
 """The constants of a certificate, derived from a program by interval derivatives.
 
-`derive_bounds` turns assumptions (disturbance, estimate error, jitter, domains) and the traced
-functions error_map, shifted, safe_at, schedule, dynamics, safe_set, difference, retract and
-base_point into a `Bounds`; docs/theory.md says how each enters the theorem. Every number is an
-upper bound over boxes that cover its domain. Nothing is sampled.
+`derive_bounds` turns assumptions (disturbance, estimate error, domains) and the traced functions
+error_map, shifted, safe_at, schedule, dynamics, safe_set, difference, retract and base_point into
+a `Bounds`; docs/theory.md says how each enters the theorem. Every number is an upper bound over
+boxes that cover its domain. Nothing is sampled.
 """
 
 from __future__ import annotations
@@ -30,17 +30,11 @@ from safe_rl_systems.verification.search import Restrict, supremum
 
 __all__ = ["Assumptions", "Bounds", "derive_bounds", "unit_norm"]
 
-#: An input that switches up to `jitter` late acts for that long at the period's start. In a chain
-#: of three integrators (rate, tilt, velocity, position) its effect at the period's end is at most
-#: 3 jitter / period of what it does over a whole period.
-CHAIN = 3.0
-
 
 @dataclass(frozen=True)
 class Bounds:
-    """The derived fields of a certificate; `disturbance` now has the jitter in it."""
+    """The derived fields of a certificate."""
 
-    disturbance: Array
     remainder: Array
     remainder_splits: Array
     shift_remainder: Array
@@ -65,22 +59,21 @@ def derive_bounds(
     proportion that of the other domains.
     """
     tell = progress or (lambda what, done, parts: None)
-    disturbance = given.disturbance + late_switching(program, given, sub_boxes)
     tell("remainder_splits", 0, 1)
-    splits = choose_splits(program, given, disturbance, sub_boxes)
-    table = error_remainder(program, given, disturbance, splits, tell)
+    splits = choose_splits(program, given, sub_boxes)
+    table = error_remainder(program, given, splits, tell)
     tell("shift_remainder", 0, 1)
     shift = shift_remainder(program, given, sub_boxes)
     tell("safe_remainder", 0, 1)
     safe = safe_remainder(program, given, restrict, sub_boxes)
     tell("prediction_error", 0, 1)
-    prediction = prediction_error(program, given, disturbance, table, sub_boxes)
+    prediction = prediction_error(program, given, table, sub_boxes)
     tell("tracking_error", 0, 1)
     tracking = tracking_error(program, given, prediction, sub_boxes)
     tell("sampling_margin", 0, 1)
-    margin = sampling_margin(program, given, disturbance, restrict, sub_boxes)
+    margin = sampling_margin(program, given, restrict, sub_boxes)
     tell("sampling_margin", 1, 1)
-    bounds = Bounds(disturbance, table, splits, shift, safe, prediction, tracking, margin)
+    bounds = Bounds(table, splits, shift, safe, prediction, tracking, margin)
     for item in fields(bounds):
         if not np.all(np.isfinite(getattr(bounds, item.name))):
             raise CertificateError(
@@ -98,23 +91,8 @@ def _at_reference(given: Assumptions, schedule: Interval) -> Interval:
     )
 
 
-def late_switching(program: Program, given: Assumptions, budget: int) -> Array:
-    """What jitter adds to the disturbance: CHAIN jitter/period sup |B(s)| (high - low)."""
-    k, m = len(given.disturbance), len(given.input_low)
-    if given.jitter == 0.0:
-        return np.zeros(k)
-
-    def effect(boxes: Interval) -> Array:
-        jets, d = error_jets(program, given, _at_reference(given, boxes), 1)
-        slopes = gradients(jets, d, boxes.shape[0])[:, :, k : k + m].mag
-        return slopes @ (given.input_high - given.input_low)
-
-    share = CHAIN * given.jitter / given.period
-    return share * supremum(effect, schedule_box(given), budget=budget) * (1.0 + ROOM)
-
-
 def prediction_error(
-    program: Program, given: Assumptions, disturbance: Array, remainder: Array, budget: int
+    program: Program, given: Assumptions, remainder: Array, budget: int
 ) -> Array:
     """|x [-] x_pred| after delay_steps periods from an estimate, whatever the inputs were."""
     error, m = given.estimate_error, len(given.input_low)
@@ -124,7 +102,7 @@ def prediction_error(
                 f"the prediction error {error} leaves error_domain {given.error_domain}: "
                 "enlarge the domain, or assume a smaller estimate error or delay"
             )
-        size = np.concatenate((error, np.zeros(m), disturbance))
+        size = np.concatenate((error, np.zeros(m), given.disturbance))
 
         def spread(boxes: Interval, size: Array = size) -> Array:
             jets, d = error_jets(program, given, _at_reference(given, boxes), 1)

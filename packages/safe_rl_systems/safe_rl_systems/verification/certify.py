@@ -3,7 +3,7 @@
     outcome = certify(bundle)      outcome.certificate, or why there is none
 
 derives the bounds (`bounds`), proves the base set (`base_set`) and puts both together. Nothing of
-it is trusted: `safe_rl_core.audit.certificate_check` derives the same again in another arithmetic.
+it is trusted: `safe_rl_core.checker` derives the same again in another arithmetic.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ def certify(
             "a RobustDesign (docs/bounds.md) and build the bundle again"
         )
     base = {name: _array(value) for name, value in assumed["base"].items()}
+    given = _assumptions(bundle, assumed, _extent(base["factor"]))
     derived = bounds.derive_bounds(
         bundle.program,
-        _assumptions(bundle, assumed, _extent(base["factor"])),
+        given,
         restrict=_manifold(bundle),
         progress=on_bounds,
     )
@@ -74,7 +75,7 @@ def certify(
         input_high=bundle.input_high,
         gain=base["gain"],
         factor=base["factor"],
-        disturbance=derived.disturbance,
+        disturbance=given.disturbance,
         tracking_error=derived.tracking_error,
         cell_directions=base["cell_directions"],
         symmetries=tuple(tuple(int(s) for s in row) for row in base["symmetries"]),
@@ -132,7 +133,7 @@ def _assemble(
         delay_steps=bundle.delay_steps,
         error_names=tuple(c["name"] for c in channels),
         error_units=tuple(c["unit"] for c in channels),
-        disturbance=derived.disturbance,
+        disturbance=problem.disturbance,
         estimate_error=_array([c["estimate_error"] for c in channels]),
         jitter=float(assumed["jitter_s"]),
         input_low=bundle.input_low,

@@ -17,6 +17,7 @@ previous solution, so that the gain is paid for (K eta = Y P eta).
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,9 @@ def solve(targets: Targets, previous: Design | None) -> Design | None:
     volume = sum(cp.log_det(q[np.ix_(b, b)]) for b in blocks)
     problem = cp.Problem(cp.Maximize(volume), constraints)
     try:
-        problem.solve(solver=cp.CLARABEL, **_SOLVER_SETTINGS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of inaccurate solutions: the status says it too
+            problem.solve(solver=cp.CLARABEL, **_SOLVER_SETTINGS)
     except cp.SolverError:
         return None
     if q_of.value is None or problem.status not in ("optimal", "optimal_inaccurate"):

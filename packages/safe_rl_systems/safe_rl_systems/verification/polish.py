@@ -27,9 +27,9 @@ from safe_rl_systems.verification.lmi import Design, commutant
 
 Array = NDArray[np.float64]
 
-_POINTS, _RIM, _CLIMBS, _CLIMB_SAMPLES = 2_000, 24, 4, 20_000
-_ROUNDS, _GENERATIONS, _OFFSPRING = 4, 80, 16
-_PRICE = 1_000.0
+_POINTS, _RIM, _CLIMBS, _CLIMB_SAMPLES = 2_000, 24, 2, 20_000
+_ROUNDS, _GENERATIONS, _OFFSPRING = 16, 60, 16
+_FIRST_STEP, _PRICE = 0.1, 1_000.0
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,9 @@ def polish(
 ) -> Design:
     """A design of larger log det that meets the wish on samples, as far as evolution finds one."""
     trial = _Trial(problem, wish, design, seed)
-    x, step = trial.pack(design), 0.1
+    evolution = _Evolution(trial.pack(design), _FIRST_STEP, seed)
     for turn in range(_ROUNDS):
-        x, cost = _evolve(trial.cost, x, step, seed + turn)
-        step = max(0.02, 0.5 * step)
+        x, cost = evolution.run(trial.cost, _GENERATIONS)
         climbed = trial.learn(x, seed + turn)
         tell(f"round {turn + 1} of {_ROUNDS}: cost {cost:.3f}, contraction {climbed:.4f}")
     return trial.unpack(x)
@@ -168,14 +167,13 @@ class _Trial:
 
     def _derivative(self, e: Array, v: Array, argument: int, size: int) -> Array:
         """(N, k, size): derivative of the error map by v (2) or w (3)."""
+        e, v = np.repeat(e, size, 0), np.repeat(v, size, 0)
         s = np.broadcast_to(self.problem.schedule, (len(e), len(self.problem.schedule)))
         point = (s, e, v, np.zeros_like(e))
-        columns = []
-        for i in range(size):
-            tangents = [np.zeros_like(p) for p in point]
-            tangents[argument][:, i] = 1.0
-            columns.append(self.problem.program.jvp("error_map", point, tuple(tangents)))
-        return np.stack(columns, -1)
+        tangents = [np.zeros_like(p) for p in point]
+        tangents[argument] = np.tile(np.eye(size), (len(e) // size, 1))
+        columns = self.problem.program.jvp("error_map", point, tuple(tangents))
+        return columns.reshape(-1, size, e.shape[1]).swapaxes(1, 2)
 
 
 def _directions(rng: np.random.Generator, count: int, size: int) -> Array:
@@ -183,45 +181,57 @@ def _directions(rng: np.random.Generator, count: int, size: int) -> Array:
     return y / np.linalg.norm(y, axis=1, keepdims=True)
 
 
-def _evolve(
-    cost: Callable[[Array], float], start: Array, step: float, seed: int
-) -> tuple[Array, float]:
-    """The best point found and its cost; notation of the tutorial, equations (5) to (35)."""
-    rng, n = np.random.default_rng(seed), len(start)
-    parents = _OFFSPRING // 2
-    weights = np.log(parents + 0.5) - np.log(np.arange(1, parents + 1))
-    weights /= weights.sum()
-    mass = 1.0 / (weights**2).sum()
-    c_path = (4.0 + mass / n) / (n + 4.0 + 2.0 * mass / n)
-    c_step = (mass + 2.0) / (n + mass + 5.0)
-    c_one = 2.0 / ((n + 1.3) ** 2 + mass)
-    c_mass = min(1.0 - c_one, 2.0 * (mass - 2.0 + 1.0 / mass) / ((n + 2.0) ** 2 + mass))
-    damping = 1.0 + c_step + 2.0 * max(0.0, np.sqrt((mass - 1.0) / (n + 1.0)) - 1.0)
-    expected = np.sqrt(n) * (1.0 - 1.0 / (4.0 * n) + 1.0 / (21.0 * n * n))
-    mean, covariance = start.copy(), np.eye(n)
-    path, path_step = np.zeros(n), np.zeros(n)
-    best, least = start, cost(start)
-    for generation in range(_GENERATIONS):
-        values, vectors = np.linalg.eigh(covariance)
-        root = np.sqrt(np.maximum(values, 1e-20))
-        x = mean + step * (rng.normal(size=(_OFFSPRING, n)) * root) @ vectors.T
-        costs = np.array([cost(point) for point in x])
-        order = costs.argsort()
-        if costs[order[0]] < least:
-            best, least = x[order[0]].copy(), float(costs[order[0]])
-        y = (x[order[:parents]] - mean) / step
-        move = weights @ y
-        mean = mean + step * move
-        whitened = (vectors / root) @ (vectors.T @ move)
-        path_step = (1.0 - c_step) * path_step + np.sqrt(c_step * (2.0 - c_step) * mass) * whitened
-        length = np.linalg.norm(path_step)
-        settled = length / np.sqrt(1.0 - (1.0 - c_step) ** (2 * generation + 2)) / expected
-        calm = float(settled < 1.4 + 2.0 / (n + 1.0))
-        path = (1.0 - c_path) * path + calm * np.sqrt(c_path * (2.0 - c_path) * mass) * move
-        covariance = (
-            (1.0 - c_one - c_mass) * covariance
-            + c_one * np.outer(path, path)
-            + c_mass * (y.T * weights) @ y
+class _Evolution:
+    """A strategy with all that it has learnt; notation of the tutorial, equations (5) to (35)."""
+
+    def __init__(self, start: Array, step: float, seed: int) -> None:
+        n = len(start)
+        self.rng, self.step, self.generation = np.random.default_rng(seed), step, 0
+        self.best, self.mean, self.covariance = start, start.copy(), np.eye(n)
+        self.path, self.path_step = np.zeros(n), np.zeros(n)
+        self.parents = _OFFSPRING // 2
+        weights = np.log(self.parents + 0.5) - np.log(np.arange(1, self.parents + 1))
+        self.weights = weights / weights.sum()
+        mass = self.mass = 1.0 / (self.weights**2).sum()
+        self.c_path = (4.0 + mass / n) / (n + 4.0 + 2.0 * mass / n)
+        self.c_step = (mass + 2.0) / (n + mass + 5.0)
+        self.c_one = 2.0 / ((n + 1.3) ** 2 + mass)
+        self.c_mass = min(
+            1.0 - self.c_one, 2.0 * (mass - 2.0 + 1.0 / mass) / ((n + 2) ** 2 + mass)
         )
-        step *= float(np.exp(c_step / damping * (length / expected - 1.0)))
-    return best, least
+        self.damping = 1.0 + self.c_step + 2.0 * max(0.0, np.sqrt((mass - 1.0) / (n + 1.0)) - 1.0)
+        self.expected = np.sqrt(n) * (1.0 - 1.0 / (4.0 * n) + 1.0 / (21.0 * n * n))
+
+    def run(self, cost: Callable[[Array], float], generations: int) -> tuple[Array, float]:
+        """The best point so far and its cost; `cost` may have grown since the last call."""
+        least = cost(self.best)
+        for _ in range(generations):
+            values, vectors = np.linalg.eigh(self.covariance)
+            root = np.sqrt(np.maximum(values, 1e-20))
+            y = (self.rng.normal(size=(_OFFSPRING, len(root))) * root) @ vectors.T
+            x = self.mean + self.step * y
+            costs = np.array([cost(point) for point in x])
+            order = costs.argsort()
+            if costs[order[0]] < least:
+                self.best, least = x[order[0]].copy(), float(costs[order[0]])
+            self._adapt(y[order[: self.parents]], (vectors / root) @ vectors.T)
+        return self.best, least
+
+    def _adapt(self, y: Array, whiten: Array) -> None:
+        """Mean, paths, covariance and step after the moves y of the best offspring."""
+        move = self.weights @ y
+        self.mean = self.mean + self.step * move
+        share = np.sqrt(self.c_step * (2.0 - self.c_step) * self.mass)
+        self.path_step = (1.0 - self.c_step) * self.path_step + share * (whiten @ move)
+        length = float(np.linalg.norm(self.path_step)) / self.expected
+        self.generation += 1
+        settled = length / np.sqrt(1.0 - (1.0 - self.c_step) ** (2 * self.generation))
+        calm = float(settled < 1.4 + 2.0 / (len(move) + 1.0))
+        share = calm * np.sqrt(self.c_path * (2.0 - self.c_path) * self.mass)
+        self.path = (1.0 - self.c_path) * self.path + share * move
+        self.covariance = (
+            (1.0 - self.c_one - self.c_mass) * self.covariance
+            + self.c_one * np.outer(self.path, self.path)
+            + self.c_mass * (y.T * self.weights) @ y
+        )
+        self.step *= float(np.exp(self.c_step / self.damping * (length - 1.0)))

@@ -2,12 +2,15 @@
 
 Their error coordinates are those of `backup/lqr.py` (world frame, heading along x), read off the
 state at the equilibrium; free positions do not enter. Disturbance and measurement error are 0,
-as in the publication.
+as in the publication. `redesigned_problem` is the same plant with a gain and a shape of our own.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
+from importlib import resources
 
 import numpy as np
 import torch
@@ -59,6 +62,18 @@ def published_problem(robot: Robot, level: float) -> BaseProblem:
         cell_directions=directions,
         symmetries=tuple((*row, *row[k:]) for row in (_HOVER_SIGNS if hover else _LANE_SIGNS)),
     )
+
+
+def redesigned_problem(robot: Robot, design: str) -> BaseProblem:
+    """The published plant of a robot with gain and shape from `safe_rl_systems.designs`."""
+    path = resources.files("safe_rl_systems.designs").joinpath(f"{design}.json")
+    data = json.loads(path.read_text())
+    gain, factor = (np.array(data[name], np.float64) for name in ("base_gain", "base_factor"))
+    problem = published_problem(robot, 1.0)
+    directions = problem.cell_directions
+    if len(directions) > 2:  # the thrust is the last of them
+        directions = np.vstack((directions[:-1], gain[:1]))
+    return replace(problem, gain=gain, factor=factor, cell_directions=directions)
 
 
 def _hover_map(robot: Robot, base: LinearFeedback) -> Callable[..., Tensor]:

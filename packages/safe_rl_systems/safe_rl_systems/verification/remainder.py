@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from safe_rl_core.certificate import SIGMA_MAX
 from safe_rl_core.program import Program
 
 from safe_rl_systems.verification.assumptions import (
@@ -40,15 +41,13 @@ def error_jets(
     return propagate(program, "error_map", inputs, order), 2 * k + m
 
 
-def choose_splits(
-    program: Program, given: Assumptions, disturbance: Array, sub_boxes: int
-) -> Array:
+def choose_splits(program: Program, given: Assumptions, sub_boxes: int) -> Array:
     """Sub-boxes per variable of (s, e, v, w) that `error_remainder` is to use in every cell.
 
     They are chosen for the cell whose undivided bound is worst; sums over the error channels are
     in units of that bound.
     """
-    size = _sizes(given, disturbance)
+    size = _sizes(given)
     boxes = _cell_boxes(given, size)
     rows = in_chunks(lambda b: second_order(_hessians(program, given, b), size), boxes)
     largest = rows.max(axis=0)
@@ -62,10 +61,10 @@ def choose_splits(
 
 
 def error_remainder(
-    program: Program, given: Assumptions, disturbance: Array, splits: Array, tell: Progress
+    program: Program, given: Assumptions, splits: Array, tell: Progress
 ) -> Array:
     """Sup |second derivatives of error_map| per schedule cell: (C, k, d, d)."""
-    boxes, table = _cell_boxes(given, _sizes(given, disturbance)), []
+    boxes, table = _cell_boxes(given, _sizes(given)), []
     for c in range(boxes.shape[0]):
         tell("remainder", c, boxes.shape[0])
         parts = subdivide(boxes[c], splits)
@@ -73,8 +72,10 @@ def error_remainder(
     return np.stack(table) * (1.0 + ROOM)
 
 
-def _sizes(given: Assumptions, disturbance: Array) -> Array:
-    return np.concatenate((given.error_domain, given.input_domain, disturbance))
+def _sizes(given: Assumptions) -> Array:
+    """Half widths of (e, v, w); w so large that a tube may be asked for SIGMA_MAX."""
+    wide = SIGMA_MAX * given.disturbance
+    return np.concatenate((given.error_domain, given.input_domain, wide))
 
 
 def _cell_boxes(given: Assumptions, size: Array) -> Interval:
@@ -131,9 +132,9 @@ def jets_at_states(program: Program, given: Assumptions, error: Array, order: in
 def safe_remainder(
     program: Program, given: Assumptions, restrict: Restrict | None, budget: int
 ) -> Array:
-    """Sup |d² safe_at / de²| over the state domain and |e| <= error_domain: (n_h, k, k)."""
+    """Sup |d² safe_at / de²| over the state domain and every e of a tube or the base set."""
     k = len(given.error_domain)
-    jets = jets_at_states(program, given, given.error_domain, 2)
+    jets = jets_at_states(program, given, np.maximum(given.error_domain, given.base_extent), 2)
     shape = (program.functions["safe_at"].output_size, k, k)
 
     def hessians(boxes: Interval) -> Array:

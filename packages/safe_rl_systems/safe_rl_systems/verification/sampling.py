@@ -40,7 +40,6 @@ def unit_norm(components: Sequence[int]) -> Restrict:
 def sampling_margin(
     program: Program,
     given: Assumptions,
-    disturbance: Array,
     restrict: Restrict | None,
     budget: int,
 ) -> Array:
@@ -68,6 +67,7 @@ def sampling_margin(
         jets = propagate(program, "safe_set", [curved], 2)
         return np.stack([_upper_end(jet, boxes.shape[0]) for jet in jets], -1)
 
+    disturbance = given.disturbance
     jets = jets_at_states(program, given, disturbance, 1)
 
     def slope(boxes: Interval) -> Array:

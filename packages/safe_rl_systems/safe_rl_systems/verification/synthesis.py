@@ -2,9 +2,17 @@
 
     python -m safe_rl_systems.verification.synthesis quadrotor
 
-tries a list of wishes, for each one a linear matrix inequality on sampled slopes (`lmi`), then
-evolution on the loop itself (`polish`), then the proof (`base_set`), and keeps the design of the
-largest log det that is proved. It prints the constants as JSON.
+solves a linear matrix inequality on sampled slopes (`lmi`), improves its solution by evolution on
+the loop itself (`polish`), proves the result (`base_set`), and prints `designs/quadrotor.json`
+with it. Where linear algebra rounds otherwise, the search may end in another design of that kind.
+
+What to ask for is `OPTIONS`, and it decides whether the proof closes and with how many cells:
+
+- small input ranges, so low gains: an input that is driven far is known to the proof only as a
+  wide interval, and the measurement error enters through the gain;
+- not too small extents: omega and nu weigh the more, the smaller the set;
+- some gap. The evolution knows omega and nu from points, the proof from intervals; about a third
+  of the gap goes there, and the number of cells grows steeply as the rest shrinks.
 """
 
 from __future__ import annotations
@@ -13,8 +21,10 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +32,7 @@ from safe_rl_core.errors import CertificateError
 
 from safe_rl_systems.verification.base_problem import BaseProblem
 from safe_rl_systems.verification.base_set import BaseProof, Settings, prove
+from safe_rl_systems.verification.certify import CELL_SPLITS
 from safe_rl_systems.verification.interval import Interval
 from safe_rl_systems.verification.lmi import Design, Targets, closure, solve
 from safe_rl_systems.verification.polish import Wish, polish, with_design
@@ -31,34 +42,42 @@ Array = NDArray[np.float64]
 Tell = Callable[[str], None]
 
 _SAMPLES = 12
-#: (rho, slack, share of the limits at which slopes are sampled) of the inequality.
-_ATTEMPTS = ((0.98, 0.0, 0.4), (0.985, 0.0, 0.4), (0.97, 0.0, 0.4), (0.99, 0.0, 0.3))
 
 
-def first_design(problem: BaseProblem, wish: Wish, period: float) -> Design | None:
-    """The largest solution of the inequality over a few targets, or None."""
+@dataclass(frozen=True)
+class Start:
+    """What the inequality asks of the design that the evolution starts from.
+
+    At slopes sampled in `share` of extents and input ranges it asks for `contraction` - `slack`:
+    they do not reach as far as the set does. Of 1 - `contraction` the disturbance may take the
+    share `disturbance`, the measurement error the rest.
+    """
+
+    contraction: float = 0.98
+    slack: float = 0.01
+    share: float = 0.35
+    disturbance: float = 0.6
+
+
+def first_design(problem: BaseProblem, wish: Wish, start: Start, period: float) -> Design | None:
+    """The largest solution of the inequality, or None."""
     room = np.minimum(problem.input_high - problem.input, problem.input - problem.input_low)
     drive = np.minimum(room, wish.drive)
-    best: Design | None = None
-    for contraction, slack, share in _ATTEMPTS:
-        targets = Targets(
-            samples=sampled_slopes(problem, share * wish.extent, share * drive),
-            contraction=contraction - slack,
-            omega=1.0 - contraction,
-            nu=1.0 - contraction,
-            extent=wish.extent,
-            drive=drive,
-            disturbance=problem.disturbance,
-            tracking_error=problem.tracking_error,
-            period=period,
-            group=wish.group,
-        )
-        found = solve(targets, None)
-        if found is not None:
-            found = solve(targets, found) or found
-            if best is None or np.linalg.det(found.spread) > np.linalg.det(best.spread):
-                best = found
-    return best
+    rest = 1.0 - start.contraction
+    targets = Targets(
+        samples=sampled_slopes(problem, start.share * wish.extent, start.share * drive),
+        contraction=start.contraction - start.slack,
+        omega=start.disturbance * rest,
+        nu=(1.0 - start.disturbance) * rest,
+        extent=wish.extent,
+        drive=drive,
+        disturbance=problem.disturbance,
+        tracking_error=problem.tracking_error,
+        period=period,
+        group=wish.group,
+    )
+    found = solve(targets, None)
+    return None if found is None else solve(targets, found) or found
 
 
 def sampled_slopes(problem: BaseProblem, extent: Array, drive: Array) -> list[tuple[Array, Array]]:
@@ -80,23 +99,25 @@ def sampled_slopes(problem: BaseProblem, extent: Array, drive: Array) -> list[tu
 def synthesise(
     problem: BaseProblem,
     wish: Wish,
+    start: Start,
     settings: Settings,
     period: float,
     seed: int = 0,
     tell: Tell = lambda _: None,
-) -> BaseProof | None:
-    """The proof of a design for the wish, None if none was proved; `problem` supplies the rest.
+) -> BaseProof:
+    """The proof, or what became of it, of a design for the wish; `problem` supplies the rest.
 
     Starts processes unless settings.workers is 1: call it from under `if __name__ == "__main__"`.
     """
-    design = first_design(problem, wish, period)
+    design = first_design(problem, wish, start, period)
     if design is None:
-        tell(f"extent {wish.extent}, gap {wish.gap}: the inequality has no solution")
-        return None
+        raise CertificateError(
+            f"the linear matrix inequality has no solution for extents {wish.extent.tolist()}: "
+            f"ask for less contraction or slack than in {start}, or let inputs go further"
+        )
+    tell(f"inequality solved, log det {np.linalg.slogdet(design.spread)[1]:.3f}")
     design = polish(problem, wish, design, seed, tell)
-    proof = prove(with_design(problem, design, wish.lead_row), settings)
-    tell(f"extent {wish.extent}, gap {wish.gap}: {summary(proof)}")
-    return proof if proof.proved else None
+    return prove(with_design(problem, design, wish.lead_row), settings)
 
 
 def summary(proof: BaseProof) -> str:
@@ -113,32 +134,51 @@ def summary(proof: BaseProof) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """What to ask for a robot: wishes (extents (k), input ranges (m), gap), cells to start from.
+    """What to ask for a robot: extents (k), input ranges (m) and gap of the wish, and the start.
 
     `swaps` are symmetries of the loop besides its sign vectors, as signed permutations of (e, v):
     entry i is the place that i takes its value from, counted from 1, with its sign.
     """
 
     robot: str
-    wishes: tuple[tuple[tuple[float, ...], tuple[float, ...], float], ...]
-    splits: int
+    extent: tuple[float, ...]
+    drive: tuple[float, ...]
+    gap: float
     swaps: tuple[tuple[int, ...], ...] = ()
     lead_row: int | None = None
+    start: Start = Start()
 
 
 OPTIONS = {
     "quadrotor": Options(
         "quadrotor_robust",
-        (
-            ((1.15, 1.15, 1.05, 3.0, 3.0, 3.0, 0.6, 0.6, 0.4), (15.0, 3.5, 3.5, 2.0), 0.012),
-            ((1.00, 1.00, 1.00, 3.0, 3.0, 3.0, 0.5, 0.5, 0.3), (15.0, 3.0, 3.0, 2.0), 0.010),
-        ),
-        splits=2,
+        extent=(1.02, 1.02, 0.968, 2.4, 2.4, 2.4, 0.55, 0.55, 0.4),
+        drive=(5.0, 2.5, 2.5, 1.5),
+        gap=0.010,
         # x and y exchanged; tilt and rates are axial
         swaps=((2, 1, 3, 5, 4, 6, -8, -7, -9, 10, -12, -11, -13),),
         lead_row=0,
     ),
-    "unicycle": Options("unicycle_robust", (((1.78, 1.03, 4.95), (4.95, 0.99), 0.006),), splits=4),
+    "unicycle": Options(
+        "unicycle_robust",
+        extent=(1.7, 0.7, 4.0),
+        drive=(4.0, 0.85),
+        gap=0.006,
+    ),
+    "quadrotor_paper": Options(
+        "quadrotor_powerloop_paper",
+        extent=(0.98, 2.5, 2.5, 2.8, 0.9, 0.9, 1.2),
+        drive=(9.0, 6.0, 6.0, 3.0),
+        gap=0.010,
+        swaps=((1, 3, 2, 4, -6, -5, -7, 8, -10, -9, -11),),
+        lead_row=0,
+    ),
+    "unicycle_paper": Options(
+        "unicycle_lane_paper",
+        extent=(1.78, 4.5, 1.04),
+        drive=(4.9, 0.98),
+        gap=0.008,
+    ),
 }
 
 
@@ -159,23 +199,19 @@ def symmetry_group(
     return closure(generators)
 
 
-def constants(proof: BaseProof, command: str, seed: int) -> str:
-    """The design as the text of a constants file: numbers that parse back to the same bits."""
+def constants(proof: BaseProof, file: Mapping[str, Any], command: str) -> str:
+    """A constants file with the design in the place of its own: numbers parse back to the bits."""
     problem = proof.problem
-    tables = {"base_gain": problem.gain, "base_factor": problem.factor}
-    lines = [
-        f' "{name}": [\n'
-        + ",\n".join("  " + json.dumps([float(x) for x in row]) for row in table)
-        + "\n ]"
-        for name, table in tables.items()
-    ]
-    lines.append(f' "base_result": {json.dumps(summary(proof))}')
-    lines.append(f' "command": {json.dumps(command)},\n "seed": {seed}')
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    design = {
+        "base_made": command,
+        "base_gain": problem.gain.tolist(),
+        "base_factor": problem.factor.tolist(),
+    }
+    return json.dumps({**file, **design}, indent=1) + "\n"
 
 
 def main() -> None:
-    """Command line: synthesise a robot's base set; its constants go to standard output."""
+    """Synthesise a robot's base set; prints its file of `safe_rl_systems.designs` anew."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("robot", choices=sorted(OPTIONS))
     parser.add_argument("--seed", type=int, default=0)
@@ -187,32 +223,36 @@ def main() -> None:
     def tell(line: str) -> None:
         print(f"{time.monotonic() - started:6.0f} s  {line}", file=sys.stderr, flush=True)
 
-    best: BaseProof | None = None
     options = OPTIONS[args.robot]
-    for extent, drive, gap in options.wishes:
-        problem, period = _robot(options.robot, np.array(extent))
-        group = symmetry_group(problem, options.swaps)
-        wish = Wish(np.array(extent), np.array(drive), gap, group, options.lead_row)
-        splits = (options.splits,) * len(problem.cell_directions)
-        settings = Settings(splits, workers=args.workers, max_cells=args.max_cells)
-        proof = synthesise(problem, wish, settings, period, args.seed, tell)
-        if proof is not None and (best is None or proof.problem.volume > best.problem.volume):
-            best = proof
-    if best is None:
+    extent, drive = np.array(options.extent), np.array(options.drive)
+    problem, period = _problem(options)
+    group = symmetry_group(problem, options.swaps)
+    wish = Wish(extent, drive, options.gap, group, options.lead_row)
+    splits = (CELL_SPLITS,) * len(problem.cell_directions)
+    settings = Settings(splits, workers=args.workers, max_cells=args.max_cells)
+    proof = synthesise(problem, wish, options.start, settings, period, args.seed, tell)
+    tell(summary(proof))
+    if not proof.proved:
         raise CertificateError(
-            f"no design of {args.robot} could be proved: ask for smaller extents or a larger gap, "
-            "or assume smaller disturbance and estimate error"
+            f"the design of {args.robot} is not proved ({proof.status}): try another seed, ask "
+            "for a larger gap or smaller input ranges, or assume smaller bounds"
         )
-    command = f"python -m safe_rl_systems.verification.synthesis {args.robot}"
-    print(constants(best, command, args.seed), end="")
+    file = resources.files("safe_rl_systems.designs").joinpath(f"{args.robot}.json")
+    command = f"python -m safe_rl_systems.verification.synthesis {args.robot} --seed {args.seed}"
+    before = json.loads(file.read_text()) if file.is_file() else {}
+    print(constants(proof, before, command), end="")
 
 
-def _robot(name: str, extent: Array) -> tuple[BaseProblem, float]:
+def _problem(options: Options) -> tuple[BaseProblem, float]:
+    """The robot's problem, with the published regulator where it is the robot's; its period."""
     from safe_rl_systems.robot import ROBOTS  # torch is needed for tracing only
+    from safe_rl_systems.verification.published import published_problem
     from safe_rl_systems.verification.robot_problem import robot_problem
 
-    robot = ROBOTS[name]()
-    return robot_problem(robot, extent), robot.system.period
+    robot = ROBOTS[options.robot]()
+    if robot.robust is None:
+        return published_problem(robot, 1.0), robot.system.period
+    return robot_problem(robot, np.array(options.extent)), robot.system.period
 
 
 if __name__ == "__main__":
