@@ -28,7 +28,7 @@ JSON_FILE, TABLES_FILE = "certificate.json", "certificate.npz"
 EPS = 1e-9
 #: Plans can be judged for bounds up to this multiple of the assumed ones: `remainder` holds for
 #: disturbances so large.
-SIGMA_MAX = 4.0
+SIGMA_MAX = 2.0
 _TABLES = frozenset(
     ("remainder", "shift_remainder", "safe_remainder", "leaves_low", "leaves_high",
      "leaves_multipliers")

@@ -290,7 +290,7 @@ def test_the_tube_is_no_larger_than_it_must_be() -> None:
 
 def test_sigma_is_the_largest_factor_that_holds() -> None:
     rng, found = np.random.default_rng(4), 0
-    bundle = with_bounds(disturbance=4.0 * DISTURBANCE)
+    bundle = with_bounds(disturbance=8.0 * DISTURBANCE)
     kernel = _unchecked(bundle)
     for _ in range(10):
         x, u = valid_start(kernel, rng)

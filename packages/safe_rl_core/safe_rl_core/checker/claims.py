@@ -26,7 +26,7 @@ Claims = SimpleNamespace
 #: Shapes: k errors, m inputs, n states, p schedule variables, C cells, d = k+m+k, b = 2k, x = p+d,
 #: h safe rows, q split directions, l = 1+q, M leaves, g symmetries, a = k+m+p.
 #: `remainder` is claimed for disturbances up to this multiple of those that are assumed.
-SIGMA_MAX = 4.0
+SIGMA_MAX = 2.0
 _SHAPES_TEXT = """
 period: delay_steps: jitter: disturbance:k estimate_error:k prediction_error:k tracking_error:k
 error_domain:k input_domain:m input_low:m input_high:m state_low:n state_high:n schedule_low:p
