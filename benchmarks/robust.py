@@ -256,9 +256,10 @@ def measure(args: argparse.Namespace) -> Report:
     report.tables.append(price)
     report.notes.append(
         f"Runs of {_lengths(args.bundles)} periods from starts at which the robust shield finds a "
-        f"plan (A5), seeds {args.seed} to {args.seed + runs - 1}. Unsafe: h < 0 at a true state at a sample. Change: mean of "
-        "|action - proposal| in input scales, the proposal first clipped to the input box. No way "
-        "out seen: periods in which the shield sent an action for which it saw no plan. "
+        f"plan (A5), seeds {args.seed} to {args.seed + runs - 1}. Unsafe: "
+        "h < 0 at a true state at a sample. Change: mean of |action - proposal| in input scales, "
+        "the proposal first clipped to the input box. No way out seen: periods in which the "
+        "shield sent an action for which it saw no plan. "
         f"Shares: {draws} states, uniform in the operating box's safe part, the same for all rows."
     )
     return report

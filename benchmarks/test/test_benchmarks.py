@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -95,7 +96,10 @@ def test_numbers_have_three_digits(cell: float, expected: str) -> None:
 
 def test_every_script_has_its_place_in_the_page() -> None:
     page = (FOLDER / "README.md").read_text()
-    for name in ("shield_step", "peers", "ros_round_trip", "mismatch"):
+    spec = importlib.util.spec_from_file_location("benchmarks_main", FOLDER / "__main__.py")
+    benchmarks_main = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmarks_main)
+    for name in (*benchmarks_main.SCRIPTS, *benchmarks_main.LONG, *benchmarks_main.PRINTING):
         assert f"<!-- begin {name} -->" in page and f"<!-- end {name} -->" in page
 
 
@@ -122,6 +126,42 @@ def test_peers_agree_and_run(tmp_path: Path) -> None:
     pytest.importorskip("qpax", reason="the peers are installed by make bench")
     answer = _run("peers.py", target=tmp_path / "a.json")
     assert answer["numbers"]["rollout_unicycle_neural_50"]["ours"]["ratio"] == 1.0
+
+
+@pytest.mark.slow
+def test_robust_runs(tmp_path: Path) -> None:
+    answer = _run("robust.py", "--jobs", "2", target=tmp_path / "a.json")
+    for robot in ("unicycle_robust", "quadrotor_robust"):
+        scores = answer["numbers"][robot]
+        assert scores["adversarial / robust"]["runs"] == scores["policy / robust"]["runs"] == 20
+        assert scores["adversarial / robust"]["unsafe"] == 0.0
+        assert scores["policy / robust"]["no_way_out"] == 0.0
+    # the comparison means something only if others do leave the safe set
+    assert answer["numbers"]["unicycle_robust"]["policy / backup-CBF QP"]["unsafe"] > 0.0
+
+
+def test_robust_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    memory = tmp_path / "blocks.jsonl"
+    options = ("--jobs", "1", "--bundles", "unicycle_robust", "--resume", str(memory))
+    first = _run("robust.py", *options, target=tmp_path / "a.json")
+    assert len(memory.read_text().splitlines()) == 1
+    again = _run("robust.py", *options, target=tmp_path / "b.json")
+    assert len(memory.read_text().splitlines()) == 1
+    assert again["numbers"] == first["numbers"]
+
+
+@pytest.mark.slow
+def test_evidence_is_accepted(tmp_path: Path) -> None:
+    answer = _run("evidence.py", target=tmp_path / "a.json")
+    assert answer["numbers"]["unicycle_robust"]["accepted"]
+    assert answer["numbers"]["quadrotor_robust"]["accepted"]
+
+
+@pytest.mark.slow
+def test_certification_runs(tmp_path: Path) -> None:
+    answer = _run("certification.py", target=tmp_path / "a.json")
+    rows = {row[0]: row[1] for table in answer["tables"] for row in table["rows"]}
+    assert rows["unicycle_robust"] == "proved"
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ CAPTIONS = {
     "margins": (
         "Upper: least slack of each committed plan over all its inequalities, derived by the "
         "audit; below zero a plan would not be valid. Middle: sigma, as many times worse than "
-        "assumed reality may be while the plan in hand still holds, as recorded (spot-checked). "
+        "assumed reality may be while the plan in hand still holds to its end (spot-checked). "
         "Lower: whose input was sent; the higher the bar, the further from the proposal."
     ),
     "residuals": (

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safe_rl_core.bundle import Bundle
-from safe_rl_core.chain import ChainError, ChainWriter, StepRecord, header_of
+from safe_rl_core.chain import ChainError, ChainWriter, header_of
 from safe_rl_core.findings import MonitorResult
 from safe_rl_core.monitor import PremiseMonitor
 from safe_rl_core.response import Decision, Response
-from safe_rl_core.robust_shield import RobustShield
+from safe_rl_core.robust_shield import RobustShield, record_of
 from safe_rl_core.shield import Reason, ShieldResult
 from std_msgs.msg import UInt8MultiArray
 
@@ -63,20 +63,7 @@ class Evidence:
         """Record the answer and judge the estimate it was made from."""
         decision = result.decision
         self.sigma = self._shield.sigma()
-        record = StepRecord(
-            stamp_ns=stamp_ns,
-            kind=decision.kind,
-            u_in_force=decision.u_in_force,
-            u_next=result.action,
-            index=max(decision.index, 0),
-            slack=result.margin,
-            sigma=self.sigma,
-            x_hat=decision.x_hat,
-            proposal=decision.proposal,
-            z_0=decision.z_0,
-            ubar=decision.inputs,
-        )
-        self._send(self._writer.append(record))
+        self._send(self._writer.append(record_of(stamp_ns, result, self.sigma)))
         if decision.x_hat is None:
             self._monitor.restart()
             return
@@ -85,7 +72,10 @@ class Evidence:
         if self.premises.broken is not None and (before is None or before.broken is None):
             self._count("premise_broken", self.premises.broken.text())
         covered = decision.index >= 0 and result.reason is not Reason.NO_PLAN_YET
-        self._may = self._response.update(self.premises, self.sigma, covered)
+        sigma = self.sigma
+        if decision.index >= self._shield.bundle.horizon:
+            sigma = min(sigma, 1.0)  # behind the plan stands the base set, certified as assumed
+        self._may = self._response.update(self.premises, sigma, covered)
 
     def close(self) -> None:
         """The chain's last bytes, without which it counts as cut off."""

@@ -83,7 +83,8 @@ class Response:
     def update(self, result: MonitorResult, sigma: float, covered: bool) -> Decision:
         """Decide for this period.
 
-        `sigma`: the committed plan holds for this multiple of the assumed bounds, nan if unknown;
+        `sigma`: what is left of the committed plan holds for this multiple of the assumed bounds
+        (behind its end stands the base set, which holds for 1), nan if unknown;
         `covered`: there is a valid plan to go on with, a new one or the rest of the committed one
         with its base controller.
         """

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_rl_core.bundle import Bundle
-from safe_rl_core.chain import Kind
+from safe_rl_core.chain import Kind, StepRecord
 from safe_rl_core.errors import ModelError
 from safe_rl_core.kernel.robust import RobustKernel, Valid
 from safe_rl_core.shield import Shield
@@ -77,6 +77,24 @@ class _Candidate:
 def make_shield(bundle: Bundle) -> Shield | RobustShield:
     """The shield that a bundle is made for: robust with a certificate, else nominal."""
     return Shield(bundle) if bundle.robust is None else RobustShield(bundle)
+
+
+def record_of(stamp_ns: int, result: ShieldResult, sigma: float) -> StepRecord:
+    """What the per-step record keeps of an answer of the robust shield."""
+    decision = result.decision
+    return StepRecord(
+        stamp_ns=stamp_ns,
+        kind=decision.kind,
+        u_in_force=decision.u_in_force,
+        u_next=result.action,
+        index=max(decision.index, 0),
+        slack=result.margin,
+        sigma=sigma,
+        x_hat=decision.x_hat,
+        proposal=decision.proposal,
+        z_0=decision.z_0,
+        ubar=decision.inputs,
+    )
 
 
 class RobustShield(ShieldBase):
