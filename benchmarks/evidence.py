@@ -1,9 +1,10 @@
 """What do a robust step, its record and the audit of a flight cost?
 
 Both robots fly a minute on the edge of what their certificates assume, in one process: disturbance
-and estimate error on corners that switch at random times, every proposal from a strategy that tries
-to break out, drawn anew every three seconds. Every answer is recorded in a signed chain, as the
-node does it. Then the chain is audited by as many processes as `safe-rl audit` takes by default.
+and estimate error on corners that switch at random times, every proposal from a strategy that
+tries to break out, drawn anew every three seconds. Every answer is recorded in a signed chain, as
+the node does it. Then the chain is audited by as many processes as `safe-rl audit` takes by
+default.
 """
 
 from __future__ import annotations
