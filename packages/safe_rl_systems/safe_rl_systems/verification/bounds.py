@@ -91,9 +91,7 @@ def _at_reference(given: Assumptions, schedule: Interval) -> Interval:
     )
 
 
-def prediction_error(
-    program: Program, given: Assumptions, remainder: Array, budget: int
-) -> Array:
+def prediction_error(program: Program, given: Assumptions, remainder: Array, budget: int) -> Array:
     """|x [-] x_pred| after delay_steps periods from an estimate, whatever the inputs were."""
     error, m = given.estimate_error, len(given.input_low)
     for _ in range(given.delay_steps):

@@ -60,9 +60,7 @@ def choose_splits(program: Program, given: Assumptions, sub_boxes: int) -> Array
     return best_splits(weigh, boxes[worst], sub_boxes)
 
 
-def error_remainder(
-    program: Program, given: Assumptions, splits: Array, tell: Progress
-) -> Array:
+def error_remainder(program: Program, given: Assumptions, splits: Array, tell: Progress) -> Array:
     """Sup |second derivatives of error_map| per schedule cell: (C, k, d, d)."""
     boxes, table = _cell_boxes(given, _sizes(given)), []
     for c in range(boxes.shape[0]):
