@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from safe_rl_core.bundle import Bundle
 from safe_rl_core.errors import PlantError
-from safe_rl_core.loop import initial_state
+from safe_rl_core.loop import ModelPlant, initial_state
 
 Array = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ HOLD = 15.0
 _NEWTON_STEPS = 4
 
 
-class AssumedPlant:
+class AssumedPlant(ModelPlant):
     """The bundle's model with delay, disturbance and estimate error of the certificate.
 
     `scale` multiplies both bounds: 1 is the edge of the assumptions, above it they are broken on
@@ -44,44 +44,24 @@ class AssumedPlant:
             )
         if adversary not in ADVERSARIES:
             raise PlantError(f"adversary must be one of {ADVERSARIES}, got '{adversary}'")
-        self._bundle, self._adversary = bundle, adversary
+        super().__init__(bundle)
+        self._adversary = adversary
         self._disturbance = scale * bundle.robust.disturbance
         self._error = scale * bundle.robust.estimate_error
         self._kernel = bundle.kernel() if adversary == "gradient" else None
-        self._state = np.zeros(len(bundle.states))
-        self._steps = 0
-
-    @property
-    def period(self) -> float:
-        """Control period in s."""
-        return self._bundle.period
-
-    @property
-    def state(self) -> Array:
-        """True state (n,)."""
-        return self._state.copy()
-
-    @property
-    def time(self) -> float:
-        """Seconds since the reset."""
-        return self._steps * self.period
 
     def reset(self, seed: int, x0: Array | None = None) -> Array:
         """Start at x0, or at a start of the task drawn with `seed`; the measured state."""
         self._rng = np.random.default_rng([seed, 2])
-        start = initial_state(self._bundle, self._rng) if x0 is None else x0
-        self._state, self._steps = np.array(start, np.float64), 0
-        self._pending = [self._bundle.stop_action] * self._bundle.delay_steps
+        super().reset(seed, initial_state(self._bundle, self._rng) if x0 is None else x0)
         self._corner_w, self._corner_eta = (self._sign() for _ in range(2))
         return self._measured()
 
     def step(self, u: Array) -> Array:
         """Hold the action of `delay_steps` periods ago, disturb, measure."""
-        acting, *self._pending = [*self._pending, np.array(u, np.float64)]
-        moved = self._bundle.compiled("step", self._state, acting)
+        moved = super().step(u)
         w = self._disturbance * self._choose(moved, self._corner_w, self._disturbance)
         self._state = self._bundle.compiled("retract", moved, w)
-        self._steps += 1
         return self._measured()
 
     def _measured(self) -> Array:
