@@ -96,7 +96,7 @@ def test_a_flight_log_gives_a_table_and_a_proposal(
         assert (proposed["name"], proposed["unit"]) == (assumed["name"], assumed["unit"])
         for key in ("disturbance", "estimate_error"):  # the assumed ones are true here
             assert 1.0 <= proposed[key] / assumed[key] < 8.0
-    assert data["assumptions"]["jitter_s"] == 0.0
+    assert data["assumptions"]["jitter_s"] == 2e-4
 
 
 def test_a_recording_gives_the_same_as_its_flight_log(
