@@ -11,6 +11,8 @@ lockstep:=true   publishes state k, waits for the command with that very stamp, 
 lockstep:=false  a steady timer steps the plant with the newest command, whatever happens. A
                  command that is not renewed for 3 periods, or that was made for a state older
                  than a whole backup plan, ages out: the plant gets the bundle's stop action.
+                 After the last lap the shield is deactivated before it misses a state, as an
+                 operator does it before he switches the estimator off; that closes the record.
 
 Nothing starts before the nodes in `wait_for` listen, and in real time nothing moves before the
 first command. Ends after `laps` with 0, with 1 after a violation (a safe-set row of the bundle
@@ -24,9 +26,12 @@ import math
 
 import numpy as np
 from geometry_msgs.msg import TwistStamped
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
 from rclpy.duration import Duration
+from rclpy.task import Future
 from rosgraph_msgs.msg import Clock
 from safe_rl_core.errors import PlantError
 from safe_rl_core.loop import initial_state
@@ -81,6 +86,7 @@ class SimNode(StackNode):
         self._odom_out = self.publisher(Odometry, topics.STATE, qos.reliable())
         self._truth_out = self.publisher(Odometry, topics.TRUE_STATE, qos.reliable())
         self._clock_out = self.publisher(Clock, topics.CLOCK, qos.reliable())
+        self._shield = self.create_client(ChangeState, "shield/change_state")
 
     def activate(self) -> None:
         """Put the plant at its start and wait for the others."""
@@ -93,6 +99,7 @@ class SimNode(StackNode):
         self._command_ns = self._sent_ns = self._clock_ns = self._tick_ns = 0
         self._command_step = 0
         self._started = self._over = False
+        self._landing: Future | None = None
         self._since_ns = now_ns()
         command = self._topics.command
         self.listen(TwistStamped, command, self._on_command, qos.reliable(), raw=True)
@@ -182,6 +189,8 @@ class SimNode(StackNode):
             self._command_step = self._flight.step
             if not self._paced:
                 self._advance(self._input(numbers))
+            elif self._flight.done and not self.lockstep:
+                self._land()  # the last state is answered
 
     def _on_tick(self) -> None:
         if not self._started or self._command is None or self._over:
@@ -190,7 +199,10 @@ class SimNode(StackNode):
         if now - self._tick_ns < 0.5e9 * self._tick_s:
             return  # a burst after a pause of this process: the vehicle paused as well
         self._tick_ns = now
-        if self.lockstep:
+        if self._flight.done:
+            if self._land():
+                self._end("")
+        elif self.lockstep:
             if stamp == self._flight.step * self.period_ns:
                 self._advance(self._input(numbers))
         elif self._flight.step - self._command_step > AGE_PERIODS:
@@ -217,10 +229,21 @@ class SimNode(StackNode):
         if line:
             print(line, flush=True)
         self._publish_state()
-        if self._flight.done:
+        if self._flight.done and self.lockstep:
             self._end("")
 
     # ---- the end
+
+    def _land(self) -> bool:
+        """Have the shield deactivated; True when it is, or when it does not answer."""
+        if self._landing is None:
+            if not self._shield.service_is_ready():
+                return True
+            request = ChangeState.Request()
+            request.transition.id = Transition.TRANSITION_DEACTIVATE
+            self._landing = self._shield.call_async(request)
+            self._land_by = now_ns() + SECOND
+        return self._landing.done() or now_ns() > self._land_by
 
     def _end(self, problem: str) -> None:
         """Say how it went and, when asked to, end the process."""
