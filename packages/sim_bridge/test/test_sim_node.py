@@ -9,6 +9,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2: pip install the wheels or sour
 
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TwistStamped
+from lifecycle_msgs.srv import GetState
 from nav_msgs.msg import Odometry
 from safe_rl_core.bundle import Bundle
 from safe_rl_ros.stamps import SECOND, to_ns
@@ -104,6 +105,19 @@ def test_lockstep_a_killed_policy_is_replaced_in_the_next_period_and_nothing_bre
         answered = [stamp.sec * 10**9 + stamp.nanosec for stamp in stamps]
         # Each state once, up to the last; how early this test came to listen is up to discovery.
         assert answered == list(range(answered[0], 211 * PERIOD_NS, PERIOD_NS))
+
+
+def test_real_time_the_shield_is_deactivated_before_it_misses_a_state():
+    with Stack() as stack:
+        status = stack.listen(DiagnosticArray, "shield/status")
+        nodes = start(stack, lockstep=False)
+        stack.until(lambda: not nodes["sim"].running, 30.0)
+        assert nodes["sim"].ends() == 0, nodes["sim"].text
+        answer = stack.call(GetState, "shield/get_state", GetState.Request())
+        assert answer.current_state.label == "inactive"
+        stack.spin(0.2)
+        assert len(status) > 100
+        assert values(status[-1][1])["reason"] != "state_unknown"
 
 
 def test_real_time_a_killed_policy_is_replaced_within_two_periods():
