@@ -29,6 +29,7 @@ sys.path.append(str(Path(__file__).parents[2] / "packages" / "safe_rl_core" / "t
 from audit_robot import Cart, header, theorem, write, write_bundle
 
 KEY = bytes(range(32))
+QUADROTOR = SimpleNamespace(**vars(quadrotor_bundle()), delay_steps=1)
 UINT8_ARRAY = """std_msgs/MultiArrayLayout layout
 uint8[] data
 ================================================================================
@@ -153,23 +154,24 @@ def test_a_broken_recording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def flown(tmp_path: Path, **changes: object) -> tuple[Path, Flight]:
     """A recorded lap of a quadrotor, and its records as they should be."""
-    bundle, log = quadrotor_bundle(), quadrotor_log(laps=1)
+    bundle, log = QUADROTOR, quadrotor_log(laps=1)
     write_recording(tmp_path / "lap.mcap", bundle, log, **changes)
     codec, count = codecs(bundle)[0], log.steps
     flight = SimpleNamespace(
         stamp=np.array([round(k * bundle.period * SECOND) for k in range(count)]),
         x_hat=np.array([codec.state(codec.numbers(x)) for x in log.x_measured]),
         u_next=log.u_safe.copy(),
+        begin=0,
     )
     return tmp_path / "lap.mcap", flight
 
 
 def test_records_are_compared_with_the_wire(tmp_path: Path) -> None:
     path, flight = flown(tmp_path)
-    assert wire_findings(path, quadrotor_bundle(), flight) == []
+    assert wire_findings(path, QUADROTOR, flight) == []
     flight.u_next[33, 1] += 1e-6
     flight.x_hat[44, 2] = np.nextafter(flight.x_hat[44, 2], 9.0)
-    found = wire_findings(path, quadrotor_bundle(), flight)
+    found = wire_findings(path, QUADROTOR, flight)
     assert [(f.record, f.kind) for f in found] == [(33, "wire"), (44, "wire")]
     assert "a command that was sent is not its u_next" in found[0].text
     assert "not the state that was received" in found[1].text
@@ -177,7 +179,44 @@ def test_records_are_compared_with_the_wire(tmp_path: Path) -> None:
 
 def test_a_second_sender_is_found(tmp_path: Path) -> None:
     path, flight = flown(tmp_path, repeated=(21,))
-    found = wire_findings(path, quadrotor_bundle(), flight)
+    found = wire_findings(path, QUADROTOR, flight)
+    assert [(f.record, f.kind) for f in found] == [(21, "wire")]
+
+
+def test_every_record_under_one_stamp_needs_its_command(tmp_path: Path) -> None:
+    """Before the first plan stamps may repeat, but what such a record sent acts when it begins."""
+    path, flight = flown(tmp_path)
+    flight.stamp, flight.begin = np.insert(flight.stamp, 1, flight.stamp[0]), 2
+    for name in ("x_hat", "u_next"):
+        values = getattr(flight, name)
+        setattr(flight, name, np.insert(values, 1, values[0], axis=0))
+    assert wire_findings(path, QUADROTOR, flight) == []
+    flight.u_next[1, 0] += 1e-6
+    found = wire_findings(path, QUADROTOR, flight)
+    assert [(f.record, f.kind) for f in found] == [(1, "wire")]
+
+
+@pytest.mark.parametrize(("begin", "records"), [(22, [21]), (23, [])])
+def test_commands_without_an_estimate_count_when_the_first_plan_begins(
+    begin: int, records: list[int], tmp_path: Path
+) -> None:
+    path, flight = flown(tmp_path)
+    flight.x_hat[21], flight.begin = np.nan, begin
+    assert wire_findings(path, QUADROTOR, flight) == []
+    flight.u_next[21, 0] += 1e-6
+    found = wire_findings(path, QUADROTOR, flight)
+    assert [(f.record, f.kind) for f in found] == [(k, "wire") for k in records]
+
+
+def test_commands_under_one_stamp_are_those_of_its_records_in_order(tmp_path: Path) -> None:
+    """A period without a state is answered under the stamp of the last one."""
+    path, flight = flown(tmp_path, repeated=(21,))
+    other = codecs(QUADROTOR)[1].input([99.0] * 6, flight.x_hat[21])
+    for name, value in (("stamp", flight.stamp[21]), ("x_hat", np.nan), ("u_next", other)):
+        setattr(flight, name, np.insert(getattr(flight, name), 22, value, axis=0))
+    assert wire_findings(path, QUADROTOR, flight) == []
+    flight.u_next[[21, 22]] = flight.u_next[[22, 21]]
+    found = wire_findings(path, QUADROTOR, flight)
     assert [(f.record, f.kind) for f in found] == [(21, "wire")]
 
 
@@ -185,10 +224,10 @@ def test_records_and_messages_without_each_other(tmp_path: Path) -> None:
     path, flight = flown(tmp_path)
     for name in ("stamp", "x_hat", "u_next"):
         setattr(flight, name, np.delete(getattr(flight, name), 50, axis=0))
-    found = wire_findings(path, quadrotor_bundle(), flight)
+    found = wire_findings(path, QUADROTOR, flight)
     assert [(f.record, f.text) for f in found] == [(50, "a command was sent without a record")]
     flight.stamp[70:] += 1
-    found = wire_findings(path, quadrotor_bundle(), flight)
+    found = wire_findings(path, QUADROTOR, flight)
     assert found[-1].record == 70
     assert found[-1].kind == "unchecked"
 
@@ -213,6 +252,20 @@ def test_the_key_that_must_have_signed(
     assert call(run, "--bundle", folder, "--key", "ab" * 32) == 1
     assert f"not by {'ab' * 32}" in capsys.readouterr().out
     assert call(run, "--bundle", folder, "--key", "abc") == 2
+
+
+def test_a_record_cannot_choose_a_folder(
+    run: Path, records: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own bundle beside it, under whatever bounds it likes: only if the user passes it."""
+    own = tmp_path / "own"
+    write_bundle(own, name=str(own))
+    pieces = write(own, records, KEY, edit=lambda h: h | {"bundle": str(own)})
+    (run / "flight.chain").write_bytes(b"".join(pieces))
+    assert call(run) == 2
+    assert "names a path" in capsys.readouterr().err
+    assert call(run, "--bundle", own) == 0
+    assert f"{own}, hash {header(own)['bundle_hash']}" in capsys.readouterr().out
 
 
 def test_wrong_use(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,13 +65,13 @@ def run(args: argparse.Namespace) -> int:
 
     path = find_record(args.flight)
     data = recorded_chain(path) if path.suffix == ".mcap" else path.read_bytes()
-    folder = _bundle_folder(args.bundle or str(read_header(data).get("bundle", "")))
+    folder = _bundle_folder(args.bundle, str(read_header(data).get("bundle", "")))
     begin = time.monotonic()
     report = audit(data, folder, key=_key(args.key), spread=in_processes(args.jobs))
     if path.suffix == ".mcap":
         compare_wire(report, path, folder)
     duration = time.monotonic() - begin
-    _print(report, duration)
+    _print(report, folder, duration)
     page = args.html or path.parent / PAGE
     page.write_text(build_audit_page(report), encoding="utf-8")
     print(f"  page  {page}")
@@ -172,12 +172,16 @@ def _judge(piece: Piece) -> Judged:
     return judged(_theorem, *piece)
 
 
-def _bundle_folder(name: str) -> Path:
+def _bundle_folder(given: str | None, named: str) -> Path:
+    """The bundle given, or the one that the record names, but never a folder of its choice."""
     from safe_rl_core.bundle import find
 
-    if not name:
+    if not given and not named:
         raise SafeRLError("the record names no bundle: pass the one that flew with --bundle")
-    return find(name)
+    if not given and Path(named).name != named:
+        raise SafeRLError(f"the record names a path, '{named}', as its bundle: pass the one that "
+                          "flew with --bundle")  # fmt: skip
+    return find(given or named)
 
 
 def _key(text: str | None) -> str | None:
@@ -190,7 +194,7 @@ def _key(text: str | None) -> str | None:
     return digits
 
 
-def _print(report: Report, duration: float) -> None:
+def _print(report: Report, folder: Path, duration: float) -> None:
     from safe_rl.report import audit_text as words
     from safe_rl.report.text import emphasise, print_table
 
@@ -205,6 +209,8 @@ def _print(report: Report, duration: float) -> None:
         if rows:
             print(f"\n{title}")
             print_table(rows)
+    if report.theorem is not None:
+        print(f"\n  bundle  {folder}, hash {report.header['bundle_hash']}")
     if report.flight is not None and report.theorem is not None:
         flown = len(report.flight.kind) * report.theorem.period
         print(

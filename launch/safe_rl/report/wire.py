@@ -27,25 +27,33 @@ def wire_findings(path: Path, bundle: Bundle, flight: Flight) -> list[Finding]:
     """The first record of each kind of disagreement between the chain and the messages."""
     command = topics.commands_of(bundle.robot).command
     states, commands = _by_stamp(path, topics.STATE, command)
-    known = {int(stamp): k for k, stamp in reversed(list(enumerate(flight.stamp)))}
     codec, inputs = codecs(bundle)
     found: dict[str, Finding] = {}
 
     def doubt(record: int, kind: str, text: str) -> None:
         found.setdefault(text, Finding(record, kind, text))
 
-    for stamp, k in sorted(known.items(), key=lambda item: item[1]):
-        x = flight.x_hat[k]
-        if stamp not in commands or (np.isfinite(x).all() and stamp not in states):
+    records: dict[int, list[int]] = {}
+    for k, stamp in enumerate(flight.stamp.tolist()):
+        records.setdefault(stamp, []).append(k)
+    for k, x in enumerate(flight.x_hat):
+        stamp, known = int(flight.stamp[k]), bool(np.isfinite(x).all())
+        if stamp not in commands or (known and stamp not in states):
             doubt(k, "unchecked", "its state or its command is not in the recording")
-        if not np.isfinite(x).all():
-            continue
-        if stamp in states and not any(_same(codec, n, x) for n in states[stamp]):
+        if known and stamp in states and not any(_same(codec, n, x) for n in states[stamp]):
             doubt(k, "wire", "its estimate is not the state that was received")
-        sent = [inputs.input(numbers, x) for numbers in commands.get(stamp, [])]
-        if not all((np.abs(u - flight.u_next[k]) <= TOLERANCE).all() for u in sent):
+        if not known and k < flight.begin - bundle.delay_steps:
+            continue  # its input has ended when the first plan begins
+        # Without states the plan goes on under the last one's stamp: one command for each record.
+        numbers, same = commands.get(stamp, []), records[stamp]
+        if len(numbers) == len(same):
+            numbers = [numbers[same.index(k)]]
+        sent = [inputs.input(n, x) for n in numbers]
+        if not known and np.isnan(sent).any():
+            doubt(k, "unchecked", "without an estimate its command cannot be told")
+        elif not all((np.abs(u - flight.u_next[k]) <= TOLERANCE).all() for u in sent):
             doubt(k, "wire", "a command that was sent is not its u_next")
-    if stray := sorted(set(commands) - set(known)):
+    if stray := sorted(set(commands) - set(records)):
         after = int(np.searchsorted(flight.stamp, stray[0]))
         doubt(min(after, len(flight.stamp) - 1), "wire", "a command was sent without a record")
     return sorted(found.values())

@@ -157,7 +157,7 @@ def decode_header(payload: bytes) -> dict[str, Any]:
         numbers = [header[key] for key in (*SIZES, "sign_every", "delay_steps")]
         if missing := [key for key in ("format", *_NEEDED) if key not in header]:
             raise KeyError(*missing)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ChainError(f"the header of the chain cannot be read: {error!r}") from error
     if header["format"] != FORMAT:
         raise ChainError(f"expected a chain of format '{FORMAT}', got '{header['format']}'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audit_robot import GAIN, Cart, N, header, sign_folder, theorem, write, write_bundle
+from audit_robot import GAIN, Cart, D, N, header, sign_folder, theorem, write, write_bundle
 from safe_rl_core.audit import Report, audit
-from safe_rl_core.audit.records import Finding, Theorem
-from safe_rl_core.chain import ChainWriter, Kind, StepRecord
+from safe_rl_core.audit.flight import check_flight
+from safe_rl_core.audit.records import Finding, Theorem, as_arrays, load_theorem
+from safe_rl_core.chain import ChainWriter, Kind, StepRecord, header_of
 from safe_rl_core.chain_reader import frames
+from shipped import load
 
 KEY = bytes(range(32))
 STEPS, OUTAGE = 125, (70, 110)
@@ -198,6 +201,10 @@ def _at(kind: Kind, after: int = 0) -> Callable[[Records], int]:
     return lambda records: _next_of(kind, records, after)
 
 
+def _wrapped(stamp: int) -> int:
+    return (stamp + 2**63) % 2**64 - 2**63
+
+
 def _plan(r: StepRecord, j: int, value: float) -> np.ndarray:
     ubar = r.ubar.copy()
     ubar[j] = value
@@ -248,6 +255,12 @@ DEFECTS = {
         _with(_at(Kind.ACCEPT, 9), slack=lambda r, k, t: np.nan), "claims a slack", "shield"),
     "a sigma that it does not have": _case(
         _with(lambda r: 20, sigma=lambda r, k, t: 50.0), "times its sigma 50", "shield"),
+    "a sigma beyond the certificate's tables": _case(
+        _with(lambda r: 21, sigma=lambda r, k, t: 2.1), "sigma is not in 0 to 2", "shield"),
+    "an infinite sigma": _case(
+        _with(lambda r: 21, sigma=lambda r, k, t: np.inf), "sigma is not in 0 to 2", "shield"),
+    "a negative sigma": _case(
+        _with(lambda r: 20, sigma=lambda r, k, t: -1.0), "sigma is not in 0 to 2", "shield"),
     "the wrong element of the plan": _case(
         _with(CONT, u_next=lambda r, k, t: _fallback(r, t, k, r[k].index + 1, GAIN)),
         "not what the plan in hand", "shield"),
@@ -294,6 +307,9 @@ DEFECTS = {
     "a stamp twice": _case(
         _with(lambda r: 33, stamp_ns=lambda r, k, t: r[k - 1].stamp_ns), "after the one before",
         "premise"),
+    "stamps from the end of numbers to their beginning": _case(
+        lambda r, t: ([replace(x, stamp_ns=_wrapped(2**63 - r[33].stamp_ns + x.stamp_ns))
+                       for x in r], 33), "after the one before", "premise"),
     "no estimate": _case(
         _with(CONT, x_hat=lambda r, k, t: None), "no state estimate", "premise"),
     "an estimate that is no number": _case(
@@ -325,6 +341,39 @@ def test_claims_begin_with_the_first_plan(folder: Path, t: Theorem, flight: Reco
     report = judge(folder, none)
     assert not report.accepted
     assert "no plan was ever committed" in report.findings[0].text
+
+
+@pytest.mark.parametrize(("delay", "first"), [(0, 4), (1, 4), (2, 3), (3, 2)])
+def test_no_period_is_missing_while_the_first_plan_waits(
+    delay: int, first: int, tmp_path: Path
+) -> None:
+    """A plan of record 4 is predicted with the inputs of the records before it, if these act."""
+    other = write_bundle(tmp_path / "b", {"delay_steps": delay}, delay_steps=delay)
+    rest = StepRecord(0, Kind.BACKUP, np.zeros(1), np.zeros(1), x_hat=np.zeros(2))
+    plan = replace(rest, slack=0.0, z_0=np.zeros(2), ubar=np.zeros((N + 1, 1)))
+    for gap in range(1, 5):
+        stamps = [round((k + (k >= gap)) * D * 1e9) for k in range(5)]
+        records = [
+            replace(r, stamp_ns=s) for r, s in zip([rest] * 4 + [plan], stamps, strict=True)
+        ]
+        data = b"".join(write(other, records, edit=lambda h: h | {"delay_steps": delay}))
+        found = audit(data, other).findings
+        assert [(f.record, f.kind) for f in found] == [(gap, "premise")] * (gap >= first), found
+
+
+@pytest.mark.parametrize(("size", "found"), [(1.0, False), (1.0 + 5e-8, False), (1.005, True)])
+def test_an_estimate_must_be_a_state(size: float, found: bool) -> None:
+    """A quaternion of another length is no error by the chart, and yet spoils the prediction."""
+    bundle, z = load("quadrotor_robust"), np.array([0, 0, 1.5, 0, 0, 0, 0.8, 0.6, 0, 0])
+    t, x = load_theorem(bundle.path, header_of(bundle, "simulated")), z.copy()
+    x[6:] *= size
+    assert np.abs(t.program("difference", x, z)).max() < 1e-12
+    ahead = t.program("step", x, t.stop)
+    plan = np.repeat(t.stop[None], t.horizon + 1, 0)
+    record = StepRecord(0, Kind.BACKUP, t.stop, t.stop, x_hat=x, z_0=ahead, ubar=plan)
+    flight = as_arrays([record], header_of(bundle, "simulated"))
+    texts = [f.text for f in check_flight(t, flight)]
+    assert [("is no state" in text) for text in texts] == [True] * found
 
 
 def test_the_clipped_proposal_under_the_name_of_success(folder: Path, t: Theorem) -> None:
@@ -396,6 +445,26 @@ def test_another_bundle(
     assert file in finding.text
 
 
+def test_a_header_cannot_lend_a_known_hash_to_another_bundle(
+    flight: Records, tmp_path: Path
+) -> None:
+    """A certificate of one's own under the hash of a bundle that somebody trusts."""
+    other = write_bundle(tmp_path / "b")
+    known = header(other)
+    change, file = BUNDLES["bound"]
+    change(other)
+    own = known["files"] | {file: hashlib.sha256((other / file).read_bytes()).hexdigest()}
+    data = b"".join(write(other, flight[:20], edit=lambda h: h | {"files": own}))
+    report = audit(data, other)
+    assert report.header["bundle_hash"] == known["bundle_hash"]
+    assert file in named(report, -1, "is not the bundle that flew", "unchecked").text
+
+
+def test_a_header_that_names_another_bundle(folder: Path, flight: Records) -> None:
+    pieces = write(folder, flight[:3], edit=lambda h: h | {"bundle": "tested_robust"})
+    named(audit(b"".join(pieces), folder), -1, "disagree on the bundle's name", "unchecked")
+
+
 def test_a_certificate_of_another_program(flight: Records, tmp_path: Path) -> None:
     other = write_bundle(tmp_path / "b", {"program": "00" * 32})
     named(judge(other, flight[:3]), -1, "disagree on program", "unchecked")
@@ -410,6 +479,18 @@ def test_a_certificate_that_does_not_fit(
     report = judge(write_bundle(tmp_path / "b", changes), flight)
     assert not report.accepted
     assert report.findings[0].record == -1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"base_contraction": 0.97}, {"base_estimate_norm": np.nan}, {"disturbance": [0.0, -1e-3]},
+     {"prediction_error": [np.nan, 1.0]}, {"jitter": np.inf}],
+)  # fmt: skip
+def test_a_certificate_that_is_none_at_first_sight(
+    changes: dict[str, object], flight: Records, tmp_path: Path
+) -> None:
+    report = judge(write_bundle(tmp_path / "b", changes), flight[:3])
+    named(report, -1, "no certificate", "unchecked")
 
 
 def test_a_nominal_bundle_proves_nothing(flight: Records, tmp_path: Path) -> None:

@@ -125,6 +125,12 @@ def test_nothing_is_written_after_the_end() -> None:
     assert writer.faults == 2
 
 
+def test_a_header_as_deep_as_no_reader_can_go_raises_nothing() -> None:
+    data = b"H" + (10**6).to_bytes(4, "little") + b"[" * 10**6
+    assert "cannot be read" in read_chain(data).defect
+    assert read_header(data) == {}
+
+
 def test_an_empty_flight_is_a_chain() -> None:
     chain = read_chain(written([])[0])
     assert (chain.defect, chain.records, chain.closed) == ("", [], True)

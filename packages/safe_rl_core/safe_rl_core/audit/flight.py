@@ -18,6 +18,8 @@ from safe_rl_core.chain import Kind
 #: Windows of the residual tests, in periods.
 WINDOWS = (1, 5, 20)
 _STAMP_NS = 2  # a stamp is a whole number of nanoseconds
+_FLOAT32 = 3e-6  # an estimator may round to float32
+_SIGMA_MAX = 2.0  # the certificate's tables hold for disturbances up to so many times the assumed
 #: States that are linearised at once.
 _NODES = 3000
 
@@ -40,6 +42,9 @@ def check_flight(t: Theorem, f: Flight) -> list[Finding]:
     wanted = _fallback_inputs(t, f, ahead, since)
     in_box = np.clip(wanted, t.low, t.high)
     late = np.abs(np.diff(f.stamp) - t.period * 1e9) > t.c.jitter * 1e9 + _STAMP_NS
+    late = np.append(False, late | (f.stamp[1:] < f.stamp[:-1]))  # a difference may overflow
+    # The first plan begins where the inputs of `delay` records before it act: those count too.
+    begun = np.arange(count) > f.begin - max(t.delay, 1)
     shield = [
         (_differ(f.u_in_force, sent[:count]), f"the input in force is not, bit for bit, u_next of "
          f"{t.delay} records before (at the start: the stop action)"),
@@ -60,17 +65,17 @@ def check_flight(t: Theorem, f: Flight) -> list[Finding]:
         (stops & _differ(f.u_next, np.broadcast_to(t.stop, f.u_next.shape)), "it says stop, but "
          "u_next is not the stop action"),
         (stops & covered, "the stop action was sent, which no plan covers"),
+        ((f.sigma < 0.0) | (f.sigma > _SIGMA_MAX), f"its sigma is not in 0 to {_SIGMA_MAX:g}"),
     ]  # fmt: skip
     premise = [
-        (~np.isfinite(f.x_hat).all(1), "no state estimate in this period (A2)"),
-        (np.append(False, late), f"its stamp is not {t.period} s after the one before (A3)"),
-        (_frozen(t, f), "the estimate repeats bit for bit while the model moves (A2)"),
-        (
-            fallback & _apart(wanted, in_box),
-            "tracking saturates: the state is outside of the tube",
-        ),
-    ]
-    premise = [(bad & covered, text) for bad, text in premise]
+        (covered & ~np.isfinite(f.x_hat).all(1), "no state estimate in this period (A2)"),
+        (covered & _no_state(t, f.x_hat), "the estimate is no state, such as a quaternion that is "
+         "not of length 1: errors about it mean nothing (A2)"),
+        (begun & late, f"its stamp is not {t.period} s after the one before (A3)"),
+        (covered & _frozen(t, f), "the estimate repeats bit for bit while the model moves (A2)"),
+        (covered & fallback & _apart(wanted, in_box), "tracking saturates: the state is outside "
+         "of the tube"),
+    ]  # fmt: skip
     return [
         Finding(int(np.argmax(bad)), kind, f"{text}{_others(bad)}")
         for kind, checks in (("shield", shield), ("premise", premise))
@@ -171,6 +176,13 @@ def _frozen(t: Theorem, f: Flight) -> NDArray[np.bool_]:
     moved = t.program("difference", t.program("step", f.x_hat, f.u_in_force), f.x_hat)
     moving = np.abs(moved[:-1]).max(-1) > EPS
     return np.append(False, moving & ~_differ(f.x_hat[1:], f.x_hat[:-1]))
+
+
+def _no_state(t: Theorem, x: Array) -> NDArray[np.bool_]:
+    """Where the chart does not undo itself, which it does at every state."""
+    e = np.broadcast_to(t.c.error_domain, (len(x), len(t.c.error_domain)))
+    again = t.program("difference", t.program("retract", x, e), x)
+    return (np.abs(again - e) > _FLOAT32 * e + EPS).any(1)
 
 
 def _differ(a: Array, b: Array) -> NDArray[np.bool_]:

@@ -113,8 +113,12 @@ def load_theorem(folder: Path, header: Header) -> Theorem:
     """The theorem of a bundle's folder; AuditError unless it is, to the byte, what flew."""
     files = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    flown = {**header["files"], "SHA256SUMS": header["bundle_hash"]}
-    differ = [name for name in sorted({*flown, *hashes}) if flown.get(name) != hashes.get(name)]
+    own = {"SHA256SUMS": header["bundle_hash"]}
+    # A bundle is known by this one hash, so it must stand for every file whatever a header says.
+    lines = (line.split("  ", 1) for line in files.get("SHA256SUMS", b"").decode().splitlines())
+    lists = {**header["files"], **own}, {name: digest for digest, name in lines} | own
+    differ = sorted({name for told in lists for name in {*told, *hashes}
+                     if told.get(name) != hashes.get(name)})  # fmt: skip
     if differ:
         raise AuditError(
             f"{folder} is not the bundle that flew, {header['bundle']} "
@@ -145,18 +149,19 @@ def load_theorem(folder: Path, header: Header) -> Theorem:
                 **{k: np.array(v) if isinstance(v, list) else v for k, v in entries.items()}
             ),
         )
-        _check_agreement(theorem, header, len(data["states"]))
+        _check_agreement(theorem, header, len(data["states"]), data["name"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AuditError(f"{folder}: the certificate cannot be read: {error!r}") from error
     return theorem
 
 
-def _check_agreement(t: Theorem, header: Header, n: int) -> None:
+def _check_agreement(t: Theorem, header: Header, n: int, called: str) -> None:
     """Bundle, certificate and header speak of the same robot."""
     c, m = t.c, len(t.low)
     sizes = [header[key] for key in ("states", "inputs", "plan_inputs")]
     own = (t.period, t.delay)
     pairs = {
+        "the bundle's name": (header["bundle"], called),
         "program": ((header["program"], c.program), (t.program.hash,) * 2),
         "sizes": (sizes, [n, m, t.horizon + 1]),
         "period and delay": ((c.period, c.delay_steps), own),
@@ -166,3 +171,12 @@ def _check_agreement(t: Theorem, header: Header, n: int) -> None:
     for name, (got, wanted) in pairs.items():
         if got != wanted:
             raise AuditError(f"header, bundle and certificate disagree on {name}: {got}, {wanted}")
+    names = ("disturbance", "estimate_error", "prediction_error", "tracking_error",
+             "sampling_margin", "jitter")  # fmt: skip
+    bounds = np.concatenate([np.ravel(getattr(c, k)) for k in names])
+    total = c.base_contraction + c.base_disturbance_norm + c.base_estimate_norm
+    if not ((bounds >= 0.0) & np.isfinite(bounds)).all() or not total <= 1.0 + 1e-12:
+        raise AuditError(
+            f"no certificate: {', '.join(names)} must be finite and >= 0, and the base set sums "
+            f"up to {total:g}, at most 1; run safe-rl verify"
+        )
