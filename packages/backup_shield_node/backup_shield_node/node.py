@@ -24,13 +24,13 @@ from __future__ import annotations
 
 import math
 import traceback
-from dataclasses import replace
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TwistStamped
 from nav_msgs.msg import Odometry
 from rclpy.duration import Duration
+from safe_rl_core.chain import Kind
 from safe_rl_core.findings import Status
 from safe_rl_core.robust_shield import make_shield
 from safe_rl_core.shield import Reason, ShieldResult, Verdict
@@ -179,11 +179,16 @@ class ShieldNode(StackNode):
             return self._remember(self._shield.continue_plan(tick.x))
 
     def _remember(self, result: ShieldResult) -> ShieldResult:
+        if self._stops(result):
+            result = self._shield.sent_instead(result, self._inputs.stop(self._stop, self._x))
         self._action = result.action
-        if result.reason is Reason.STATE_UNKNOWN and (result.action == self._stop).all():
-            self._action = self._inputs.stop(self._stop, self._x)
-            return replace(result, action=self._action)
         return result
+
+    def _stops(self, result: ShieldResult) -> bool:
+        """Nothing is left but the stop action, which must not drive a vehicle backwards."""
+        if result.decision is not None:
+            return result.decision.kind is Kind.STOP
+        return result.reason is Reason.STATE_UNKNOWN and (result.action == self._stop).all()
 
     def _tell(self, tick: Tick, result: ShieldResult, age_ms: float) -> None:
         """Record, status, log and markers: after the command, never before it."""

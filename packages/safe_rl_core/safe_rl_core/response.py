@@ -6,9 +6,10 @@
                    INFLATION times as wide as what was observed; else the committed plan goes on
     MINIMAL_RISK   nothing is covered by a plan any more: `bundle.stop_action`
 
-FINISH_PLAN keeps a guarantee of its own: the residuals bound every disturbance so far, and a plan
-with factor sigma holds for disturbances up to sigma times the assumed ones. If the bound is below
-that, if A2 and A3 hold, and if the rest of the plan is no worse, it ends in the base set. A lost
+FINISH_PLAN keeps a guarantee of its own: the residuals bound the disturbances of the last windows,
+and a plan with factor sigma holds for disturbances up to sigma times the assumed ones. If the
+bound is below that, if A2 and A3 hold, and if nothing worse came before, since the plan was made,
+or comes after, it ends in the base set. A lost
 estimate (not finite, frozen) also leads to FINISH_PLAN, without any guarantee: its recorded inputs
 are the best that is known. From BACKUP_ONLY on everything is best effort, and is named so.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from time import perf_counter_ns
 
@@ -195,6 +195,15 @@ class ShieldBase(ABC):
         """The action joins those that are sent but have not taken effect; the one in force."""
         in_force, *self._pending = [*self._pending, action]
         return in_force
+
+    def sent_instead(self, result: ShieldResult, action: Array) -> ShieldResult:
+        """The last answer with another action (m,): it is what goes out, and what acts later."""
+        decision = result.decision
+        if self._pending:
+            self._pending[-1] = action
+        elif decision is not None:
+            decision = replace(decision, u_in_force=action)
+        return replace(result, action=action, decision=decision)
 
     def _answer(
         self,

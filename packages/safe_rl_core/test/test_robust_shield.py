@@ -441,3 +441,14 @@ def test_a_stop_gives_the_plan_up() -> None:
     assert (stopped.decision.kind, stopped.decision.index) == (Kind.STOP, -1)
     assert (stopped.action == one.bundle.stop_action).all()
     assert one.continue_plan(REST).decision.kind is Kind.STOP
+
+
+def test_what_is_sent_instead_is_what_acts() -> None:
+    one = shield()
+    one.step(REST, STILL)
+    halted = one.sent_instead(one.stop(REST), np.array([0.25]))
+    assert halted.action.tolist() == [0.25]
+    assert one.step(REST, STILL).decision.u_in_force.tolist() == [0.25]
+    prompt = RobustShield(shared(replace(cart(), delay_steps=0)))
+    halted = prompt.sent_instead(prompt.stop(REST), np.array([0.25]))
+    assert halted.decision.u_in_force.tolist() == [0.25]

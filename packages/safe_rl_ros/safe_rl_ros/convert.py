@@ -39,6 +39,8 @@ Numbers = Sequence[float]
 QUATERNION = ("qw", "qx", "qy", "qz")
 # An estimator's quaternion is off by rounding; one that is off by a percent is another quantity.
 QUATERNION_TOLERANCE = 0.02
+# A squared norm this close to 1 is a unit quaternion; any other is made one.
+ROUNDED = 1e-9
 REST = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 ZERO_TWIST = (0.0,) * 6
 
@@ -145,6 +147,9 @@ class StateCodec:
         if not abs(norm - 1.0) < QUATERNION_TOLERANCE:
             reason = "quaternion_norm" if math.isfinite(norm) else "not_finite"
             raise MessageFault(reason, f"expected a unit quaternion, got squared norm {norm:.6g}")
+        if abs(norm - 1.0) > ROUNDED:
+            q = (part / math.sqrt(norm) for part in numbers[3:7])
+            numbers = (*numbers[:3], *q, *numbers[7:])
         values = [get(numbers) for get in self._getters]
         if not all(map(math.isfinite, values)):
             bad = ", ".join(
@@ -215,11 +220,14 @@ class InputCodec:
         return out
 
     def stop(self, stop_action: ArrayLike, x: Array) -> Array:
-        """Stop action (m,) in state x (n,), braking to standstill but never beyond it."""
+        """Stop action (m,) in state x (n,), braking to standstill but never beyond it.
+
+        Backward motion is braked no harder than forward motion.
+        """
         u = np.array(stop_action, dtype=np.float64)
         if self._accel is not None:
-            standstill = -float(x[self._speed]) / self.period
-            u[self._accel] = max(u[self._accel], standstill) if standstill < 0.0 else standstill
+            most, standstill = abs(u[self._accel]), -float(x[self._speed]) / self.period
+            u[self._accel] = min(max(standstill, -most), most)
         return u
 
 

@@ -92,8 +92,9 @@ def test_a_quaternion_that_is_none_is_refused(scale):
 
 def test_a_slightly_long_quaternion_does_not_stretch_the_velocity():
     codec = StateCodec(QUADROTOR)
-    x = np.array([0, 0, 1, 3.0, -2.0, 1.0, 0.5, 0.5, -0.5, 0.5]) * np.repeat([1.0, 1.005], [6, 4])
-    np.testing.assert_allclose(codec.state(codec.numbers(x)), x, rtol=0, atol=1e-12)
+    x = np.array([0, 0, 1, 3.0, -2.0, 1.0, 0.5, 0.5, -0.5, 0.5])
+    long = codec.numbers(x * np.repeat([1.0, 1.005], [6, 4]))
+    np.testing.assert_allclose(codec.state(long), x, rtol=0, atol=1e-12)
 
 
 @given(st.tuples(*[number] * 4))
@@ -127,12 +128,22 @@ def test_own_keeps_the_bits_and_drops_what_is_not_ours():
 
 
 @pytest.mark.parametrize(
-    ("speed", "expected"), [(5.0, -5.0), (0.1, -2.0), (0.0, 0.0), (-0.1, 2.0)]
+    ("speed", "expected"), [(5.0, -5.0), (0.1, -2.0), (0.0, 0.0), (-0.1, 2.0), (-0.5, 5.0)]
 )
 def test_a_stop_brakes_to_standstill_and_not_beyond(speed, expected):
     codec = InputCodec(DRIVE, UNICYCLE, 0.05)
     u = codec.stop([-5.0, 0.0], np.array([0.0, 0.0, 0.0, speed]))
     assert u.tolist() == pytest.approx([expected, 0.0])
+
+
+def test_a_quaternion_that_is_rounded_keeps_its_bits():
+    codec = StateCodec(QUADROTOR)
+    numbers = codec.numbers([0.1, 0.2, 1.0, 0.5, -0.4, 0.3, 0.6, 0.0, 0.8, 0.0])
+    numbers[3:7] = (float(np.float32(q)) for q in numbers[3:7])
+    numbers[3] += 1e-12
+    assert codec.state(numbers)[6:].tolist() != [numbers[6], *numbers[3:6]]  # 1e-8 is not rounding
+    numbers[3:7] = (0.0, 0.8 + 1e-16, 0.0, 0.6)
+    assert codec.state(numbers)[6:].tolist() == [numbers[6], *numbers[3:6]]
 
 
 def test_the_stop_of_a_quadrotor_is_its_stop_action():
