@@ -119,6 +119,14 @@ def unicycle_bundle() -> SimpleNamespace:
     )
 
 
+def _measured(states: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """With noise; a quaternion stays one."""
+    x = states + 0.002 * rng.normal(size=states.shape)
+    if x.shape[1] == 10:
+        x[:, 6:] /= np.linalg.norm(x[:, 6:], axis=1, keepdims=True)
+    return x
+
+
 def _log(bundle: SimpleNamespace, states: np.ndarray, boundary: np.ndarray) -> FlightLog:
     """A plausible log along given states: the closer to the boundary, the sterner the verdict."""
     steps, inputs = len(states) - 1, len(bundle.inputs)
@@ -136,7 +144,7 @@ def _log(bundle: SimpleNamespace, states: np.ndarray, boundary: np.ndarray) -> F
     return FlightLog(
         t=t,
         x_true=states,
-        x_measured=states[:-1] + 0.002 * rng.normal(size=states[:-1].shape),
+        x_measured=_measured(states[:-1], rng),
         u_proposed=proposed,
         u_safe=safe,
         verdict=verdict.astype(np.int8),
