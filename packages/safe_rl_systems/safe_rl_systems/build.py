@@ -22,6 +22,7 @@ from safe_rl_systems.control_affine import dynamics
 from safe_rl_systems.robot import ROBOTS, Robot
 from safe_rl_systems.robust import RobustDesign
 from safe_rl_systems.trace import trace_program
+from safe_rl_systems.verification.assumptions import DOMAINS
 
 #: A function to trace and the named sizes of its arguments.
 Traced = tuple[Callable[..., Tensor], tuple[tuple[str, int], ...]]
@@ -109,10 +110,6 @@ def description(robot: Robot) -> dict[str, Any]:
 def _assumptions(design: RobustDesign) -> dict[str, Any]:
     """Bounds per error channel, and the choices that a certificate is derived from."""
     bounds = zip(design.chart.errors, design.disturbance, design.estimate_error, strict=True)
-    domains = (
-        "error_domain", "input_domain", "state_low", "state_high", "schedule_low",
-        "schedule_high", "schedule_cells",
-    )  # fmt: skip
     return {
         "errors": [
             {"name": name, "unit": unit, "disturbance": w, "estimate_error": eta}
@@ -120,7 +117,7 @@ def _assumptions(design: RobustDesign) -> dict[str, Any]:
         ],
         "jitter_s": design.jitter,
         "tracking_gain": design.tracking_gain.tolist(),
-        **{name: list(getattr(design, name)) for name in domains},
+        **{name: list(getattr(design, name)) for name in DOMAINS},
         "base": {
             "input": design.base.input.tolist(),
             "schedule": list(design.base_schedule),

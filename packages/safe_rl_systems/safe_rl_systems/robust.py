@@ -162,9 +162,11 @@ class RobustDesign:
 def gains(robot: str) -> dict[str, Array]:
     """`tracking_gain` (m, k), `base_gain` (m, k), `base_factor` (k, k) of a robot's design file.
 
+    Designs for published plants have no tracking gain.
+
     Untrusted choices: `safe-rl verify` proves what follows from them.
     """
     path = resources.files("safe_rl_systems.designs").joinpath(f"{robot}.json")
     data = json.loads(path.read_text())
     names = ("tracking_gain", "base_gain", "base_factor")
-    return {name: np.array(data[name], np.float64) for name in names}
+    return {name: np.array(data[name], np.float64) for name in names if name in data}

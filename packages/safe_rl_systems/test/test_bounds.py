@@ -7,10 +7,11 @@ import pytest
 from safe_rl_core.certificate import SIGMA_MAX
 from safe_rl_core.errors import CertificateError
 from safe_rl_core.program import Program, parse
-from safe_rl_systems.build import robot_program
+from safe_rl_systems.build import description, robot_program
 from safe_rl_systems.robot import quadrotor_robust, unicycle_robust
 from safe_rl_systems.verification import interval as iv
-from safe_rl_systems.verification.bounds import Assumptions, derive_bounds, unit_norm
+from safe_rl_systems.verification.assumptions import Assumptions, stated
+from safe_rl_systems.verification.bounds import derive_bounds, unit_norm
 from safe_rl_systems.verification.interval import Interval, point
 from safe_rl_systems.verification.jets import (
     constant,
@@ -302,19 +303,14 @@ def test_bounds_refuse_what_they_cannot_derive():
 
 
 def given_of(robot):
-    design, inputs = robot.robust, robot.system.inputs
-    factor = design.base_set.factor
-    names = (
-        "jitter", "disturbance", "estimate_error", "error_domain", "input_domain", "state_low",
-        "state_high", "schedule_low", "schedule_high", "schedule_cells",
-    )  # fmt: skip
-    return Assumptions(
+    factor = robot.robust.base_set.factor
+    return stated(
+        description(robot)["assumptions"],
+        np.sqrt(np.diag(np.linalg.inv(factor @ factor.T))),
         period=robot.system.period,
         delay_steps=robot.delay_steps,
-        base_extent=np.sqrt(np.diag(np.linalg.inv(factor @ factor.T))),
-        input_low=[c.low for c in inputs],
-        input_high=[c.high for c in inputs],
-        **{name: getattr(design, name) for name in names},
+        input_low=np.array([c.low for c in robot.system.inputs]),
+        input_high=np.array([c.high for c in robot.system.inputs]),
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safe_rl_core.bundle import Bundle
 from safe_rl_core.errors import CertificateError
 from safe_rl_systems.robot import ROBOTS
 from safe_rl_systems.verification import polish as polishing
@@ -20,11 +22,13 @@ from safe_rl_systems.verification.synthesis import (
     Start,
     constants,
     first_design,
+    problem_of,
     sampled_slopes,
     symmetry_group,
     synthesise,
 )
 
+MODELS = Path(__file__).resolve().parents[3] / "models"
 SWAP = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 
 
@@ -130,6 +134,20 @@ def test_a_wish_that_contradicts_itself_is_refused() -> None:
     narrow = replace(wish, extent=np.array([0.05, 4.0, 0.9]))
     with pytest.raises(CertificateError, match="no solution for extents"):
         synthesise(problem, narrow, Start(), Settings((4, 4), workers=1), 0.05)
+
+
+@pytest.mark.parametrize("name", ["unicycle", "quadrotor"])
+def test_the_problem_of_a_robot_is_that_of_its_bundle(name: str) -> None:
+    bundle = Bundle.load(MODELS / f"{name}_robust")
+    problem, period = problem_of(OPTIONS[name])
+    certificate = bundle.robust
+    assert period == bundle.period and problem.program.hash == bundle.program.hash
+    assert np.array_equal(problem.disturbance, certificate.disturbance)
+    assert np.array_equal(problem.gain, certificate.base.gain)
+    assert np.array_equal(problem.factor, certificate.base.factor)
+    # fewer sub-boxes, and sets a little larger than the one that was found
+    measured, least = problem.tracking_error, certificate.tracking_error
+    assert (measured >= (1.0 - 1e-9) * least).all() and (measured <= 1.2 * least).all()
 
 
 def test_what_is_asked_for_fits_the_robots() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from safe_rl_core.errors import CertificateError
@@ -16,6 +17,11 @@ Progress = Callable[[str, int, int], None]
 #: Stored bounds exceed the derived ones by this share, so that another arithmetic confirms them;
 #: it also covers the rounding of the few sums of bounds that are taken in plain floats.
 ROOM = 1e-6
+#: Entries of a bundle's assumptions that say where its bounds hold, in their order.
+DOMAINS = (
+    "error_domain", "input_domain", "state_low", "state_high", "schedule_low", "schedule_high",
+    "schedule_cells",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,30 @@ class Assumptions:
                 "Assumptions need period > 0, 0 <= jitter < period and delay_steps >= 0, got "
                 f"{self.period}, {self.jitter}, {self.delay_steps}"
             )
+
+
+def stated(
+    assumed: Mapping[str, Any],
+    base_extent: Array,
+    *,
+    period: float,
+    delay_steps: int,
+    input_low: Array,
+    input_high: Array,
+) -> Assumptions:
+    """From the entry `assumptions` of bundle.yaml, for base sets within `base_extent` (k)."""
+    channels = assumed["errors"]
+    return Assumptions(
+        period=period,
+        delay_steps=delay_steps,
+        jitter=float(assumed["jitter_s"]),
+        disturbance=[channel["disturbance"] for channel in channels],
+        estimate_error=[channel["estimate_error"] for channel in channels],
+        base_extent=base_extent,
+        input_low=input_low,
+        input_high=input_high,
+        **{name: assumed[name] for name in DOMAINS},
+    )
 
 
 def schedule_box(given: Assumptions) -> Interval:

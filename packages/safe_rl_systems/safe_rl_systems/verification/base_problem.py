@@ -15,13 +15,16 @@ and nu; `base_set` bounds rho.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safe_rl_core.errors import CertificateError
 from safe_rl_core.program import Program
 
+from safe_rl_systems.verification.assumptions import Assumptions
 from safe_rl_systems.verification.ellipsoid import Ellipsoid, worst_over_box
 from safe_rl_systems.verification.interval import Array, Interval, down, point, up
 from safe_rl_systems.verification.slopes import Box, slopes
@@ -77,6 +80,30 @@ class BaseProblem:
         object.__setattr__(self, "ellipsoid", Ellipsoid(self.factor))
         for signs in self.symmetries:
             _check_symmetry(self, np.array(signs, float))
+
+    @staticmethod
+    def stated(
+        program: Program, assumed: Mapping[str, Any], given: Assumptions, tracking_error: Array
+    ) -> BaseProblem:
+        """The claim of a bundle's entry `assumptions`, which `given` was read from."""
+        base = assumed["base"]
+        gain, factor, directions, schedule, rest = (
+            np.array(base[name], np.float64)
+            for name in ("gain", "factor", "cell_directions", "schedule", "input")
+        )
+        return BaseProblem(
+            program=program,
+            schedule=schedule,
+            input=rest,
+            input_low=given.input_low,
+            input_high=given.input_high,
+            gain=gain,
+            factor=factor,
+            disturbance=given.disturbance,
+            tracking_error=tracking_error,
+            cell_directions=directions,
+            symmetries=tuple(tuple(int(s) for s in row) for row in base["symmetries"]),
+        )
 
     @property
     def extent(self) -> Array:

@@ -19,15 +19,12 @@ from safe_rl_core.certificate import BaseCertificate, Certificate
 from safe_rl_core.errors import CertificateError
 
 from safe_rl_systems.verification import base_set, bounds
+from safe_rl_systems.verification.assumptions import DOMAINS, stated
 from safe_rl_systems.verification.base_problem import BaseProblem
 from safe_rl_systems.verification.interval import Array
 
 #: Parts of the root box per cell direction.
 CELL_SPLITS = 6
-_DOMAINS = (
-    "error_domain", "input_domain", "state_low", "state_high", "schedule_low", "schedule_high",
-    "schedule_cells",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,48 +56,27 @@ def certify(
             f"{bundle.name} states no assumptions, so there is nothing to certify; give its robot "
             "a RobustDesign (docs/bounds.md) and build the bundle again"
         )
-    base = {name: _array(value) for name, value in assumed["base"].items()}
-    given = _assumptions(bundle, assumed, _extent(base["factor"]))
+    given = stated(
+        assumed,
+        _extent(np.array(assumed["base"]["factor"])),
+        period=bundle.period,
+        delay_steps=bundle.delay_steps,
+        input_low=bundle.input_low,
+        input_high=bundle.input_high,
+    )
     derived = bounds.derive_bounds(
         bundle.program,
         given,
         restrict=_manifold(bundle),
         progress=on_bounds,
     )
-    problem = BaseProblem(
-        program=bundle.program,
-        schedule=base["schedule"],
-        input=base["input"],
-        input_low=bundle.input_low,
-        input_high=bundle.input_high,
-        gain=base["gain"],
-        factor=base["factor"],
-        disturbance=given.disturbance,
-        tracking_error=derived.tracking_error,
-        cell_directions=base["cell_directions"],
-        symmetries=tuple(tuple(int(s) for s in row) for row in base["symmetries"]),
-    )
+    problem = BaseProblem.stated(bundle.program, assumed, given, derived.tracking_error)
     splits = (CELL_SPLITS,) * len(problem.cell_directions)
     settings = base_set.Settings(cell_splits=splits, workers=workers)
     proof = base_set.prove(problem, settings, on_cells, state_file)
     if not proof.proved:
         return Outcome(derived, proof, None)
     return Outcome(derived, proof, _assemble(bundle, assumed, derived, proof, provenance or {}))
-
-
-def _assumptions(bundle: Bundle, assumed: Mapping[str, Any], extent: Array) -> bounds.Assumptions:
-    channels = assumed["errors"]
-    return bounds.Assumptions(
-        period=bundle.period,
-        delay_steps=bundle.delay_steps,
-        jitter=float(assumed["jitter_s"]),
-        disturbance=_array([c["disturbance"] for c in channels]),
-        estimate_error=_array([c["estimate_error"] for c in channels]),
-        base_extent=extent,
-        input_low=bundle.input_low,
-        input_high=bundle.input_high,
-        **{name: _array(assumed[name]) for name in _DOMAINS},
-    )
 
 
 def _assemble(
@@ -139,7 +115,7 @@ def _assemble(
         input_low=bundle.input_low,
         input_high=bundle.input_high,
         tracking_gain=_array(assumed["tracking_gain"]),
-        **{name: _array(assumed[name]) for name in _DOMAINS},
+        **{name: _array(assumed[name]) for name in DOMAINS},
         remainder_splits=derived.remainder_splits,
         remainder=derived.remainder,
         shift_remainder=derived.shift_remainder,

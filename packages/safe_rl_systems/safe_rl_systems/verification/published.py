@@ -7,10 +7,8 @@ as in the publication. `redesigned_problem` is the same plant with a gain and a 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import resources
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor
 from safe_rl_systems.backup.lqr import HoverError, LinearFeedback
 from safe_rl_systems.quaternion import from_vector, multiply, sign
 from safe_rl_systems.robot import Robot
+from safe_rl_systems.robust import gains
 from safe_rl_systems.trace import trace_program
 from safe_rl_systems.verification.base_problem import BaseProblem
 
@@ -66,9 +65,8 @@ def published_problem(robot: Robot, level: float) -> BaseProblem:
 
 def redesigned_problem(robot: Robot, design: str) -> BaseProblem:
     """The published plant of a robot with gain and shape from `safe_rl_systems.designs`."""
-    path = resources.files("safe_rl_systems.designs").joinpath(f"{design}.json")
-    data = json.loads(path.read_text())
-    gain, factor = (np.array(data[name], np.float64) for name in ("base_gain", "base_factor"))
+    found = gains(design)
+    gain, factor = found["base_gain"], found["base_factor"]
     problem = published_problem(robot, 1.0)
     directions = problem.cell_directions
     if len(directions) > 2:  # the thrust is the last of them

@@ -225,7 +225,7 @@ def main() -> None:
 
     options = OPTIONS[args.robot]
     extent, drive = np.array(options.extent), np.array(options.drive)
-    problem, period = _problem(options)
+    problem, period = problem_of(options)
     group = symmetry_group(problem, options.swaps)
     wish = Wish(extent, drive, options.gap, group, options.lead_row)
     splits = (CELL_SPLITS,) * len(problem.cell_directions)
@@ -243,7 +243,7 @@ def main() -> None:
     print(constants(proof, before, command), end="")
 
 
-def _problem(options: Options) -> tuple[BaseProblem, float]:
+def problem_of(options: Options) -> tuple[BaseProblem, float]:
     """The robot's problem, with the published regulator where it is the robot's; its period."""
     from safe_rl_systems.robot import ROBOTS  # torch is needed for tracing only
     from safe_rl_systems.verification.published import published_problem
