@@ -25,11 +25,11 @@ from safe_rl_core.adversary import make_proposer
 from safe_rl_core.assumed import AssumedPlant
 from safe_rl_core.audit import audit
 from safe_rl_core.chain import ChainWriter, header_of
-from safe_rl_core.loop import Proposer, recoverable_state
+from safe_rl_core.loop import Proposer
 from safe_rl_core.robust_shield import record_of
-from safe_rl_core.shield import Reason
 from toolbox import machine
 from toolbox.report import Cell, Report, Table, Target, run_script, say
+from toolbox.starts import with_plan
 from toolbox.timing import quantiles
 
 Array = NDArray[np.float64]
@@ -57,13 +57,7 @@ def fly(bundle: Bundle, seconds: float) -> Flight:
     """One flight with its record."""
     shield, plant = RobustShield(bundle), AssumedPlant(bundle, "corner")
     rng, flight, pieces = np.random.default_rng(0), Flight(seconds), []
-    while True:
-        x = plant.reset(0, recoverable_state(bundle, rng))
-        shield.reset()
-        if shield.step(x, None).reason is not Reason.NO_PLAN_YET:
-            break
-    shield.reset()
-    x = plant.reset(0, plant.state)
+    x = plant.reset(0, with_plan(shield, plant, 0, rng))
     writer = ChainWriter(header_of(bundle, "simulated"))
     propose: Proposer = make_proposer("adversarial", bundle, rng)
     for k in range(round(seconds / bundle.period)):

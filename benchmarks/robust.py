@@ -35,13 +35,13 @@ from safe_rl_core.adversary import make_proposer
 from safe_rl_core.assumed import AssumedPlant
 from safe_rl_core.certificate import Certificate
 from safe_rl_core.kernel.robust import RobustKernel
-from safe_rl_core.loop import operating_state, recoverable_state, run_episode
+from safe_rl_core.loop import operating_state, run_episode
 from safe_rl_core.metrics import safe_rows, wilson
 from safe_rl_core.record import FlightLog
 from safe_rl_core.robust_shield import RobustShield
-from safe_rl_core.shield import Reason
 from toolbox import machine
 from toolbox.report import Cell, Report, Table, Target, run_script, say
+from toolbox.starts import with_plan
 
 Array = NDArray[np.float64]
 #: By proposer and shield.
@@ -87,7 +87,7 @@ class Runner:
         """One run by every shield."""
         bundle, plant = self._bundle, self._plants[WORLDS[seed % len(WORLDS)]]
         proposer = PROPOSERS[seed // len(WORLDS) % len(PROPOSERS)]
-        start = self._start(plant, seed)
+        start = with_plan(self._shields["robust"], plant, seed, np.random.default_rng(seed))
         scores = {}
         for name, shield in self._shields.items():
             propose = self._policy.act
@@ -98,15 +98,6 @@ class Runner:
             )
             scores[proposer, name] = judge(bundle, log)
         return scores
-
-    def _start(self, plant: AssumedPlant, seed: int) -> Array:
-        """A state from whose estimate the robust shield finds a plan at once (A5)."""
-        rng, shield = np.random.default_rng(seed), self._shields["robust"]
-        while True:
-            start = recoverable_state(self._bundle, rng)
-            shield.reset()
-            if shield.step(plant.reset(seed, start), None).reason is not Reason.NO_PLAN_YET:
-                return start
 
 
 def added(parts: list[dict[str, float]]) -> dict[str, float]:
@@ -144,16 +135,15 @@ def judge(bundle: Bundle, log: FlightLog) -> dict[str, float]:
 
 def fly(name: str, runs: int, first: int, jobs: int, memory: Path | None) -> Scores:
     """Scores over all runs; blocks that `memory` already holds are not flown again."""
-    commit, known = machine.describe(())["commit"], {}
+    commit, known, digest = machine.describe(())["commit"], {}, Bundle.load(name).hash
     if memory is not None and memory.exists():
         for line in memory.read_text().splitlines():
             block = json.loads(line)
-            if (block["bundle"], block["hash"]) == (name, Bundle.load(name).hash):
+            if (block["bundle"], block["hash"]) == (name, digest):
                 known[block["first"]] = block
     blocks = [range(i, min(i + BLOCK, first + runs)) for i in range(first, first + runs, BLOCK)]
     found = [known[b[0]] for b in blocks if b[0] in known]
     todo, started = [b for b in blocks if b[0] not in known], time.monotonic()
-    digest = Bundle.load(name).hash
     for done, block in enumerate(_in_processes(name, todo, jobs), 1):
         found.append(block)
         if memory is not None:

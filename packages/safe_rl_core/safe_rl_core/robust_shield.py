@@ -123,7 +123,7 @@ class RobustShield(ShieldBase):
     def stop(self, x: Array) -> ShieldResult:
         """Answer with the stop action, which no plan covers; the committed plan is given up."""
         period = Period(x_hat=self._vector(x, self._n, "state"))
-        self._plan = None
+        self._plan, self._sigma = None, math.nan
         return self._stop(Reason.NO_PLAN_YET, period)
 
     def continue_plan(self, x: Array | None = None) -> ShieldResult:

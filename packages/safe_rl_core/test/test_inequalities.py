@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import yaml
 from audit_robot import N, plan_of, theorem, write_bundle
+from safe_rl_core import certificate
+from safe_rl_core.audit import flight, plans
 from safe_rl_core.audit.exact import holds
 from safe_rl_core.audit.plans import label, slacks
 from safe_rl_core.audit.records import Theorem
-from safe_rl_core.checker import certificate_check, formula_check
+from safe_rl_core.checker import certificate_check, claims, formula_check
 from safe_rl_core.program import Program
 
 #: Where the audited cart's plan starts: fast, so that the row of its speed is curved.
@@ -140,3 +142,9 @@ def test_a_false_contraction_has_no_multiplier(
         base_leaves_multipliers=[[multiplier * claim**2, 0.0]],
     )  # fmt: skip
     assert found == said
+
+
+def test_audit_checker_and_shield_mean_the_same_limits() -> None:
+    """They share no code, so that none can hide the other's fault: their constants must agree."""
+    assert certificate.EPS == plans.EPS
+    assert certificate.SIGMA_MAX == flight.SIGMA_MAX == claims.SIGMA_MAX

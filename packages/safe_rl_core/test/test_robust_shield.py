@@ -437,7 +437,9 @@ def test_wider_bounds_can_be_required_of_new_plans() -> None:
 def test_a_stop_gives_the_plan_up() -> None:
     one = shield()
     one.step(REST, STILL)
+    assert one.sigma() > 1.0
     stopped = one.stop(REST)
+    assert math.isnan(one.sigma())
     assert (stopped.decision.kind, stopped.decision.index) == (Kind.STOP, -1)
     assert (stopped.action == one.bundle.stop_action).all()
     assert one.continue_plan(REST).decision.kind is Kind.STOP

@@ -19,7 +19,7 @@ from safe_rl_core.chain import Kind
 WINDOWS = (1, 5, 20)
 _STAMP_NS = 2  # a stamp is a whole number of nanoseconds
 _FLOAT32 = 3e-6  # an estimator may round to float32
-_SIGMA_MAX = 2.0  # the certificate's tables hold for disturbances up to so many times the assumed
+SIGMA_MAX = 2.0  # the certificate's tables hold for disturbances up to so many times the assumed
 #: States that are linearised at once.
 _NODES = 3000
 
@@ -65,7 +65,7 @@ def check_flight(t: Theorem, f: Flight) -> list[Finding]:
         (stops & _differ(f.u_next, np.broadcast_to(t.stop, f.u_next.shape)), "it says stop, but "
          "u_next is not the stop action"),
         (stops & covered, "the stop action was sent, which no plan covers"),
-        ((f.sigma < 0.0) | (f.sigma > _SIGMA_MAX), f"its sigma is not in 0 to {_SIGMA_MAX:g}"),
+        ((f.sigma < 0.0) | (f.sigma > SIGMA_MAX), f"its sigma is not in 0 to {SIGMA_MAX:g}"),
     ]  # fmt: skip
     premise = [
         (covered & ~np.isfinite(f.x_hat).all(1), "no state estimate in this period (A2)"),
