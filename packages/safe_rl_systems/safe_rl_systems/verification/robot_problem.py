@@ -5,7 +5,10 @@ The certificate derives the same numbers again from the bundle (`certify`), for 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+from safe_rl_core.certificate import SIGMA_MAX
 from safe_rl_core.errors import ModelError
 
 from safe_rl_systems.build import description, robot_program
@@ -33,8 +36,10 @@ def robot_problem(robot: Robot, extent: Array) -> BaseProblem:
         input_low=np.array([c.low for c in robot.system.inputs]),
         input_high=np.array([c.high for c in robot.system.inputs]),
     )
-    splits = choose_splits(program, given, _SUB_BOXES)
-    table = error_remainder(program, given, splits, lambda *_: None)
+    # The tables reach SIGMA_MAX times as far as this disturbance: here as far as the assumed one.
+    near = replace(given, disturbance=given.disturbance / SIGMA_MAX)
+    splits = choose_splits(program, near, _SUB_BOXES)
+    table = error_remainder(program, near, splits, lambda *_: None)
     prediction = prediction_error(program, given, table, _SUB_BOXES)
     measured = tracking_error(program, given, prediction, _SUB_BOXES)
     return BaseProblem.stated(program, assumed, given, measured)
