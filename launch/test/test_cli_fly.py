@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from recordings import write_recording
-from safe_rl import progress, runner
+from safe_rl import runner
 from safe_rl.cli import build_parser, main
 from safe_rl.commands.fly import new_folder
 from safe_rl.stack import StackError
+from safe_rl_core import progress
 from safe_rl_core.bundle import Bundle
 from safe_rl_core.record import FlightLog
 from synthetic import unicycle_bundle, unicycle_log

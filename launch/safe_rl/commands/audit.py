@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safe_rl_core.errors import SafeRLError
+from safe_rl_core.progress import Progress
 
 from safe_rl.commands.common import add_parser, whole
-from safe_rl.progress import Progress
 
 if TYPE_CHECKING:
     from safe_rl_core.audit import Report

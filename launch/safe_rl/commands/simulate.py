@@ -13,12 +13,12 @@ from safe_rl_core.adversary import KINDS
 from safe_rl_core.assumed import ADVERSARIES
 from safe_rl_core.bundle import Bundle
 from safe_rl_core.errors import BundleError, SafeRLError
+from safe_rl_core.progress import Progress
 
 from safe_rl.commands.common import add_parser, not_negative, whole
 from safe_rl.environment import cores, machine, versions
 from safe_rl.episodes import STARTS, Runner, Scenario, fly_all
 from safe_rl.json_file import write_json
-from safe_rl.progress import Progress
 from safe_rl.report.judgement import certificate_lines
 from safe_rl.report.text import emphasise, print_table
 from safe_rl.scores import aggregate, score_rows

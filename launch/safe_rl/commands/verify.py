@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from safe_rl_core.bundle import Bundle, certify
 from safe_rl_core.certificate import JSON_FILE, TABLES_FILE
 from safe_rl_core.errors import SafeRLError
+from safe_rl_core.progress import Progress
 
 from safe_rl.commands.common import add_parser, whole
 from safe_rl.environment import machine
-from safe_rl.progress import Progress
 from safe_rl.report.text import Row, emphasise, print_table
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from safe_rl_systems.robot import Robot
 from torch import Tensor
 
 from safe_rl_training.parts.actuators import Actuators, ideal, step_with
-from safe_rl_training.parts.networks import TrackerNetwork
+from safe_rl_training.parts.networks import PolicyNetwork
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Flight:
 
 @torch.no_grad()
 def fly(
-    network: TrackerNetwork, robot: Robot, actuators: Actuators, x: Tensor, steps: int
+    network: PolicyNetwork, robot: Robot, actuators: Actuators, x: Tensor, steps: int
 ) -> Flight:
     """Track from the states x (B, n) at task time 0."""
     t = torch.zeros(len(x), 1)
@@ -76,7 +76,7 @@ def summarise(flight: Flight, robot: Robot) -> dict[str, float]:
 
 
 def evaluate(
-    network: TrackerNetwork,
+    network: PolicyNetwork,
     robot: Robot,
     lags: dict[str, tuple[float, ...]],
     laps: int = 5,

@@ -20,7 +20,7 @@ from safe_rl_core.errors import ModelError
 from safe_rl_systems.robot import Robot
 from torch import Tensor
 
-from safe_rl_training.parts.networks import TrackerNetwork
+from safe_rl_training.parts.networks import PolicyNetwork
 
 OPSET = 17
 IR_VERSION = 8
@@ -51,7 +51,7 @@ def metadata(robot: Robot, made_by: dict[str, str]) -> dict[str, str]:
     }
 
 
-def to_onnx(network: TrackerNetwork, notes: dict[str, str]) -> onnx.ModelProto:
+def to_onnx(network: PolicyNetwork, notes: dict[str, str]) -> onnx.ModelProto:
     """The network as an ONNX graph; `notes` become its metadata."""
     weights: list[onnx.TensorProto] = []
     nodes: list[onnx.NodeProto] = []
@@ -72,7 +72,8 @@ def to_onnx(network: TrackerNetwork, notes: dict[str, str]) -> onnx.ModelProto:
             w, b = constant(f"weight_{i}", layer.weight), constant(f"bias_{i}", layer.bias)
             value = add("Gemm", f"linear_{i}", value, w, b, transB=1)
         else:
-            value = add("Tanh", f"tanh_{i}", value)
+            operator = "Relu" if isinstance(layer, torch.nn.ReLU) else "Tanh"
+            value = add(operator, f"{operator.lower()}_{i}", value)
     value = add("Tanh", "unit_action", value)
     value = add("Mul", "scaled_action", value, constant("half_range", network.half_range))
     add("Add", "action", value, constant("centre", network.centre))
@@ -98,7 +99,7 @@ def to_onnx(network: TrackerNetwork, notes: dict[str, str]) -> onnx.ModelProto:
     return model
 
 
-def round_trip_error(network: TrackerNetwork, path: Path, samples: int = 1000) -> float:
+def round_trip_error(network: PolicyNetwork, path: Path, samples: int = 1000) -> float:
     """Largest |torch - onnxruntime| / half_range over random observations up to 3 std away."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -116,7 +117,7 @@ def round_trip_error(network: TrackerNetwork, path: Path, samples: int = 1000) -
 
 
 def export_policy(
-    network: TrackerNetwork, robot: Robot, made_by: dict[str, str], path: Path
+    network: PolicyNetwork, robot: Robot, made_by: dict[str, str], path: Path
 ) -> dict[str, float]:
     """Write policy.onnx and compare it with torch; raise if they differ. -> the figures."""
     onnx.save(to_onnx(network, metadata(robot, made_by)), path)

@@ -32,7 +32,7 @@ from torch import Tensor
 from safe_rl_training.evaluation import evaluate
 from safe_rl_training.export import export_policy
 from safe_rl_training.parts.actuators import Actuators, draw, step_with
-from safe_rl_training.parts.networks import TrackerNetwork, network_for
+from safe_rl_training.parts.networks import PolicyNetwork, network_for
 from safe_rl_training.parts.provenance import provenance
 from safe_rl_training.parts.report import draw_learning_curve, write_training_record
 from safe_rl_training.parts.starts import start_states
@@ -51,7 +51,7 @@ class Progress:
     `validation` (iteration, cost) of the fixed validation batch.
     """
 
-    network: TrackerNetwork
+    network: PolicyNetwork
     optimiser: torch.optim.Adam
     generator: torch.Generator
     iteration: int = 0
@@ -106,7 +106,7 @@ def resume(progress: Progress, recipe: Recipe, seed: int, path: Path) -> None:
     progress.curve, progress.validation = stored["curve"], stored["validation"]
 
 
-def make_advance(recipe: Recipe, robot: Robot, network: TrackerNetwork) -> Advance:
+def make_advance(recipe: Recipe, robot: Robot, network: PolicyNetwork) -> Advance:
     """One step of the closed loop: (x, delivered, previous, t, actuators) -> the same next, cost.
 
     `delivered` and `previous` (B, m) are what the actuators give and the last command; t (B, 1).
@@ -148,7 +148,7 @@ class Starts:
 
 @torch.no_grad()
 def draw_starts(
-    recipe: Recipe, robot: Robot, network: TrackerNetwork, generator: torch.Generator
+    recipe: Recipe, robot: Robot, network: PolicyNetwork, generator: torch.Generator
 ) -> Starts:
     """A fresh batch. Actuators are near the policy's first command, not at it."""
     x, t = start_states(robot.task, recipe.batch, generator)
@@ -171,7 +171,7 @@ def rollout_cost(advance: Advance, starts: Starts, steps: int, period: float) ->
 
 
 def validation_cost(
-    recipe: Recipe, robot: Robot, network: TrackerNetwork, advance: Advance
+    recipe: Recipe, robot: Robot, network: PolicyNetwork, advance: Advance
 ) -> float:
     """Cost per step over the last horizon, on the same starts and actuators every time."""
     fixed = torch.Generator().manual_seed(VALIDATION_SEED)

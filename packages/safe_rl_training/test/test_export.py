@@ -11,7 +11,7 @@ import torch
 from safe_rl_core.errors import ModelError
 from safe_rl_systems.robot import ROBOTS
 from safe_rl_training.export import OPSET, export_policy, round_trip_error, split_unit
-from safe_rl_training.parts.networks import TrackerNetwork
+from safe_rl_training.parts.networks import PolicyNetwork
 from safe_rl_training.parts.provenance import provenance
 from safe_rl_training.parts.starts import start_states
 from safe_rl_training.recipes import RECIPES
@@ -20,7 +20,7 @@ from safe_rl_training.tracker import begin
 ROBOT_NAMES = sorted(RECIPES)
 
 
-def network_of(name: str) -> TrackerNetwork:
+def network_of(name: str) -> PolicyNetwork:
     """A network with measured normalisation and large random weights, so that tanh saturates."""
     recipe = RECIPES[name]
     network = begin(recipe, ROBOTS[recipe.robot](), seed=1).network

@@ -16,24 +16,36 @@ from torch import Tensor, nn
 SMALLEST_STD = 1e-3
 
 
-class TrackerNetwork(nn.Module):
-    """Two hidden tanh layers between a fixed normalisation and the input box. All float32."""
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+class PolicyNetwork(nn.Module):
+    """Two hidden layers between a fixed normalisation and the input box. All float32."""
 
     mean: Tensor
     std: Tensor
     centre: Tensor
     half_range: Tensor
 
-    def __init__(self, observation_size: int, low: Tensor, high: Tensor, hidden: int) -> None:
+    def __init__(
+        self,
+        observation_size: int,
+        low: Tensor,
+        high: Tensor,
+        hidden: int,
+        activation: str = "tanh",
+    ) -> None:
         """`low`, `high` (m,): the input box in SI units; `hidden`: width of both hidden layers."""
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ModelError(f"activation must be one of {[*ACTIVATIONS]}, got {activation!r}")
         if not bool((low < high).all() and (high - low).isfinite().all()):
             raise ModelError(f"the input box must be finite with low < high, got {low}, {high}")
         self.body = nn.Sequential(
             nn.Linear(observation_size, hidden),
-            nn.Tanh(),
+            ACTIVATIONS[activation](),
             nn.Linear(hidden, hidden),
-            nn.Tanh(),
+            ACTIVATIONS[activation](),
             nn.Linear(hidden, len(low)),
         )
         with torch.no_grad():
@@ -59,8 +71,10 @@ class TrackerNetwork(nn.Module):
         return (observation - self.mean) / self.std
 
 
-def network_for(system: ControlAffineSystem, observation_size: int, hidden: int) -> TrackerNetwork:
+def network_for(
+    system: ControlAffineSystem, observation_size: int, hidden: int, activation: str = "tanh"
+) -> PolicyNetwork:
     """A fresh network for a robot's input box."""
     low = torch.tensor([c.low for c in system.inputs])
     high = torch.tensor([c.high for c in system.inputs])
-    return TrackerNetwork(observation_size, low, high, hidden)
+    return PolicyNetwork(observation_size, low, high, hidden, activation)
