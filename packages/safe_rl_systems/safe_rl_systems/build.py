@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from safe_rl_core.bundle import FORMAT, NOMINAL, NUMERICAL_MARGIN, Bundle, write_sums
 from safe_rl_core.errors import ModelError
+from safe_rl_core.kernel import Compiled
+from safe_rl_core.kernel.batch import BatchKernel
 from safe_rl_core.program import Program
 from torch import Tensor
 
@@ -127,6 +130,16 @@ def _assumptions(design: RobustDesign) -> dict[str, Any]:
             "symmetries": [list(signs) for signs in design.symmetries],
         },
     }
+
+
+def batch_kernel(robot: Robot, threads: int = 1) -> BatchKernel:
+    """The nominal shield's kernel for many states at once, straight from a robot."""
+    compiled = Compiled(robot_program(replace(robot, robust=None)))
+    shares = np.array([robot.class_k, robot.base_class_k]) * robot.system.period
+    bounds = [[c.low for c in robot.system.inputs], [c.high for c in robot.system.inputs]]
+    margins = list(description(robot)["margins"].values())
+    theorem = np.concatenate((shares, *bounds, robot.input_scale, margins))
+    return BatchKernel(compiled, theorem, robot.horizon, threads)
 
 
 def write_bundle(

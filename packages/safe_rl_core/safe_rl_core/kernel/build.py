@@ -17,7 +17,7 @@ from pathlib import Path
 from safe_rl_core.certificate import EPS
 from safe_rl_core.errors import KernelError
 from safe_rl_core.kernel.emit import emit_tangents, emit_values, emit_weights
-from safe_rl_core.program import Program
+from safe_rl_core.program import Function, Program
 
 #: Functions of the closed loop and the inputs that carry tangents through it.
 TANGENT_INPUTS = {
@@ -88,12 +88,12 @@ def source(program: Program) -> str:
     }
     parts = [f"#define {name} {value}" for name, value in sizes.items()]
     parts += [_text("prelude.c"), emit_weights(program)]
-    for name, function in program.functions.items():
-        parts += [emit_values(function), _export_values(name, len(function.inputs))]
+    for function in program.functions.values():
+        parts += [emit_values(function), _export_values(function)]
     for name, seeded in TANGENT_INPUTS.items():
         export = _export_tangents(name, [True] * len(seeded))
         parts += [emit_tangents(program.functions[name], seeded), export]
-    parts.append(_text("rollout.c"))
+    parts += [_text("rollout.c"), _text("batch.c")]
     if is_robust(program):
         parts += _robust_parts(program)
     return "\n".join(parts)
@@ -192,12 +192,21 @@ def _text(name: str) -> str:
     return resources.files("safe_rl_core.kernel").joinpath(name).read_text()
 
 
-def _export_values(name: str, count: int) -> str:
-    inputs = ", ".join(f"const double *i{k}" for k in range(count))
-    passed = ", ".join(f"i{k}" for k in range(count))
+def _export_values(function: Function) -> str:
+    """The function for one point, and for many points that lie one behind the other.
+
+    Never inlined: each point of many gets the same code, so the same rounding, as one alone.
+    """
+    name, sizes = function.name, [size for _, size in function.inputs]
+    inputs = ", ".join(f"const double *i{k}" for k in range(len(sizes)))
+    passed = ", ".join(f"i{k}" for k in range(len(sizes)))
+    ahead = ", ".join(f"i{k} + k * {size}L" for k, size in enumerate(sizes))
     return (
-        f"EXPORT void safe_rl_value_{name}({inputs}, double *out) "
-        f"{{ value_{name}({passed}, out); }}"
+        f"EXPORT __attribute__((noinline)) void safe_rl_value_{name}({inputs}, double *out) "
+        f"{{ value_{name}({passed}, out); }}\n"
+        f"EXPORT void safe_rl_many_{name}(long count, {inputs}, double *out) {{\n"
+        "  for (long k = 0; k < count; k++)\n"
+        f"    safe_rl_value_{name}({ahead}, out + k * {function.output_size}L);\n}}"
     )
 
 
