@@ -48,7 +48,7 @@ help:  ## this list
 	@echo "            GUI=1 PLANT=sim|model ARGS='...' (see .venv/bin/safe-rl fly --help)"
 	@echo "make test   all tests; TESTS='packages/safe_rl_core' ARGS='-k shield' for some"
 	@echo "make bench  measure the shield and the ROS chain beside their peers; ARGS='--quick'"
-	@echo "make train  train a tracker into runs/; ROBOT=... SEED=..."
+	@echo "make train  train behind the shield, into runs/; ROBOT=... SEED=... ARGS='--quick'"
 	@echo "make lint   ruff and pyright"
 	@echo "make clean  remove .venv and what tools left; runs/ stays"
 	@echo
@@ -64,7 +64,7 @@ bench: setup-bench
 	@$(TEST_ENV) $(BIN)/python benchmarks $(ARGS)
 
 train: setup-train
-	@$(BIN)/python -m safe_rl_training.tracker $(ROBOT) --seed $(SEED) --out runs/train-$(ROBOT)-$(SEED) $(ARGS)
+	@$(BIN)/safe-rl train ps2 $(ROBOT) --seed $(SEED) $(ARGS)
 
 lint: setup-lint
 	@$(BIN)/ruff check . ; r=$$?; $(BIN)/pyright && exit $$r

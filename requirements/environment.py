@@ -30,10 +30,10 @@ WORKSHOP = ("safe_rl_systems", "safe_rl_training")
 #: goal -> (requirement files with hashes, without, our packages)
 GOALS = {
     "run": (("robot", "ros", "sim"), (), ROBOT),
-    "test": (("robot", "ros", "sim", "test"), ("torch",), ROBOT + WORKSHOP),
-    "train": (("robot", "ros", "sim", "test"), ("torch",), ROBOT + WORKSHOP),
+    "test": (("robot", "ros", "sim", "test", "train"), ("torch",), ROBOT + WORKSHOP),
+    "train": (("robot", "ros", "sim", "test", "train"), ("torch",), ROBOT + WORKSHOP),
     "bench": (("robot", "ros", "sim", "test", "bench"), ("torch",), ROBOT + WORKSHOP),
-    "lint": (("robot", "ros", "sim", "test", "lint"), ("torch",), ROBOT + WORKSHOP),
+    "lint": (("robot", "ros", "sim", "test", "train", "lint"), ("torch",), ROBOT + WORKSHOP),
 }
 #: what is not part of a package, or does not change what is installed
 LEFT_OUT = shutil.ignore_patterns(
@@ -127,7 +127,8 @@ def installed(name: str) -> str:
 def install_requirements(hashed: Sequence[str], plain: Sequence[str]) -> None:
     """Bring the pinned wheels up to date, all hash-checked ones in one go."""
     folder = ROOT / "requirements"
-    for names, options in ((hashed, ["--require-hashes"]), (plain, [])):
+    # The locked files are complete but for torch, which some of them need, and which comes last.
+    for names, options in ((hashed, ["--require-hashes", "--no-deps"]), (plain, [])):
         hashes = {name: file_hash(folder / f"{name}.txt") for name in names}
         stale = [name for name in names if installed(name) != hashes[name]]
         if not stale:

@@ -21,7 +21,9 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 LAYERS = ("robot", "ros", "sim", "test")
 # Sets beside the layers: each stands on the layers before it, but not on one another.
-EXTRAS = ("lint", "bench")
+EXTRAS = ("lint", "bench", "train")
+# Installed from torch.txt, without hashes: what only torch needs stands in no locked file.
+TORCH = "torch.txt"
 
 Pins = dict[str, tuple[str, str]]
 """Package name -> (version, sha256 of the file that this Python takes)."""
@@ -31,12 +33,12 @@ def _name(raw: str) -> str:
     return raw.lower().replace("_", "-").replace(".", "-")
 
 
-def resolve(python: Path, sets: Sequence[str], constraints: Path) -> Pins:
-    """What `python` would install for these sets together."""
+def resolve(python: Path, files: Sequence[str], constraints: Path) -> Pins:
+    """What `python` would install for these requirement files together."""
     command = [str(python), "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
     command += ["--report", "-", "--prefer-binary", "--constraint", str(constraints)]
-    for name in sets:
-        command += ["--requirement", str(FOLDER / f"{name}.in")]
+    for name in files:
+        command += ["--requirement", str(FOLDER / name)]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     return {
         _name(item["metadata"]["name"]): (
@@ -78,6 +80,7 @@ def lock(interpreters: Sequence[str], scratch: Path) -> None:
     empty.write_text("")
     constraints = empty
     resolved: dict[str, dict[str, Pins]] = {}
+    torch: dict[str, Pins] = {}
     sets = {layer: LAYERS[: i + 1] for i, layer in enumerate(LAYERS)}
     sets |= {extra: (*LAYERS, extra) for extra in EXTRAS}
     for interpreter in interpreters:
@@ -88,8 +91,11 @@ def lock(interpreters: Sequence[str], scratch: Path) -> None:
             [str(python), "-m", "pip", "install", "--quiet", "--upgrade", "pip"], check=True
         )
         version = interpreter.rpartition("python")[2]
+        torch[version] = resolve(python, [TORCH], constraints)
         for title, names in reversed(list(sets.items())):
-            pins = resolve(python, names, constraints)
+            files = [f"{name}.in" for name in names]
+            # Together with torch: some of it needs torch, and both must agree on the rest.
+            pins = resolve(python, [*files, TORCH] if title == "train" else files, constraints)
             resolved.setdefault(title, {})[version] = pins
             print(f"{interpreter}: {title}: {len(pins)} packages", flush=True)
             constraints = scratch / "constraints.txt"
@@ -97,7 +103,9 @@ def lock(interpreters: Sequence[str], scratch: Path) -> None:
                 stream.writelines(f"{n}=={v}\n" for n, (v, _) in pins.items())
     for title, names in sets.items():
         base = names[-2] if len(names) > 1 else None
-        without = resolved[base] if base else {v: {} for v in resolved[title]}
+        without = {v: dict(resolved[base][v]) if base else {} for v in resolved[title]}
+        if title == "train":
+            without = {v: torch[v] | pins for v, pins in without.items()}
         (FOLDER / f"{title}.txt").write_text(render(title, resolved[title], without))
 
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from safe_rl_core.errors import SafeRLError
 
-from safe_rl.commands import audit, fly, identify, inspect, launch, report, simulate, verify
+from safe_rl.commands import audit, fly, identify, inspect, launch, report, simulate, train, verify
 
-COMMANDS = (fly, launch, simulate, inspect, report, verify, audit, identify)
+COMMANDS = (fly, launch, simulate, inspect, report, verify, audit, identify, train)
 
 EPILOG = """\
 examples
@@ -24,6 +24,7 @@ examples
   safe-rl inspect unicycle_lane                 what is in a bundle
   safe-rl verify models/unicycle_robust         prove and check what a bundle claims
   safe-rl audit runs/today                      check a flight from its record, trusting nobody
+  safe-rl train ps2 unicycle                    train behind the shield, from the definition
   safe-rl <command> --help                      all options of a command
 
 Units are SI: m, m/s, rad, s. Frames: world ENU (z up), body FLU (x forward, y left, z up).

@@ -16,7 +16,21 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
     ],
-    install_requires=["numpy", "torch", "onnx", "onnxruntime", "matplotlib"],
-    extras_require={"test": ["pytest"]},
+    install_requires=[
+        "numpy",
+        "scipy",
+        "torch",
+        "onnx",
+        "onnxruntime",
+        "matplotlib",
+        "pyyaml",
+        "tensorboard",
+    ],
+    extras_require={
+        "test": ["pytest"],
+        "ray": ["ray"],
+        "gym": ["gymnasium"],
+        "sb3": ["gymnasium", "stable-baselines3"],
+    },
     zip_safe=False,
 )

@@ -31,7 +31,7 @@ from safe_rl_systems.sets import AffineSafeSet, EllipsoidBaseSet, HoverBaseSet, 
 from safe_rl_systems.sets.boxes import symmetric
 from safe_rl_systems.systems import LaneUnicycle, Quadrotor, Unicycle
 from safe_rl_systems.systems.quadrotor import GRAVITY
-from safe_rl_systems.tasks import LaneKeeping, Powerloop
+from safe_rl_systems.tasks import LaneKeeping, Powerloop, Task
 
 SIDES = ("side_x_upper", "side_x_lower", "side_y_upper", "side_y_lower")
 
@@ -69,7 +69,7 @@ class Robot:
     base_set: NamedRows
     base_controller: Callable[[Tensor], Tensor]
     backup_policy: Callable[[Tensor], Tensor]
-    task: LaneKeeping | Powerloop
+    task: Task
     horizon: int
     class_k: float
     base_class_k: float

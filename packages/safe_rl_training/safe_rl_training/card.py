@@ -14,18 +14,8 @@ from typing import Any
 from safe_rl_core.bundle import NOMINAL, ROBUST
 from safe_rl_systems.robot import ROBOTS, Robot
 
-_TRAINING = (
-    ("command", "command"),
-    ("seed", "seed"),
-    ("commit", "git_commit"),
-    ("uncommitted changes", "git_dirty"),
-    ("duration (s)", "duration_s"),
-    ("hardware", "hardware"),
-    ("threads", "threads"),
-    ("date", "date"),
-    ("torch", "torch_version"),
-    ("SHA-256 of the sources", "source_sha256"),
-)
+from safe_rl_training.ps2_card import provenance_table, ps2_section
+
 _COLUMNS = (
     ("episodes", "episodes"),
     ("return", "return_mean"),
@@ -36,30 +26,28 @@ _COLUMNS = (
 
 def card(robot: Robot, record: Mapping[str, Any]) -> str:
     """The text of CARD.md; `record` is the training.json that the trainer wrote."""
-    provenance, evaluation = record["provenance"], record["evaluation"]
-    training = "\n".join(f"| {name} | {provenance[key]} |" for name, key in _TRAINING)
-    header = " | ".join(("setting", *(name for name, _ in _COLUMNS)))
+    policy = ps2_section if record.get("algorithm") == "ps2" else _tracker
+    return f"# {robot.name}\n\n{_summary(robot)}\n\n{_certificate(robot)}\n\n" + policy(
+        robot, record
+    )
+
+
+def _tracker(robot: Robot, record: Mapping[str, Any]) -> str:
+    """What is said of a policy that was trained without a shield."""
     rows = "\n".join(
         "| " + " | ".join((setting, *(_number(scores[key]) for _, key in _COLUMNS))) + " |"
-        for setting, scores in evaluation.items()
+        for setting, scores in record["evaluation"].items()
     )
+    header = " | ".join(("setting", *(name for name, _ in _COLUMNS)))
     dashes = "|---" * (len(_COLUMNS) + 1) + "|"
-    return f"""# {robot.name}
-
-{_summary(robot)}
-
-{_certificate(robot)}
-
-## The policy
+    return f"""## The policy
 
 A tracker trained by back-propagation through the robot's equations, **without** a shield: it flies
 its reference out of the safe set on purpose, and must not be run without the shield on a robot. It
 was trained on the equations of the flying variant; the other bundles of this robot carry the same
 network.
 
-| | |
-|---|---|
-{training}
+{provenance_table(record)}
 
 Unshielded, on the model's equations, as measured by the trainer (`training.json` has all of it):
 

@@ -41,6 +41,32 @@ def test_it_names_everything_that_made_it(name: str) -> None:
         assert all(f"| {channel} |" in text for channel, _ in robot.robust.chart.errors)
 
 
+def test_a_policy_of_ps2_is_described_by_its_own_record() -> None:
+    scores = {
+        "episodes": 1000, "unsafe_episodes": 0, "return_mean": -61.23, "return_std": 4.5,
+        "intervention_rate": 0.125, "fallback_rate": 0.01, "rmse": {"py": 0.123456},
+    }  # fmt: skip
+    record = {
+        "algorithm": "ps2", "provenance": PROVENANCE, "backup": "learned", "learner": "shac",
+        "quick": False, "seconds": {"phase1": 60.0, "phase2": 120.4},
+        "phase2": {
+            "env_steps": 123456, "violations": 0, "best_at_iteration": 700, "iterations": 1000,
+            "env_steps_per_s": 1234.5,
+        },
+        "evaluation": {"ps2": scores, "unshielded": {**scores, "unsafe_episodes": 990}},
+    }  # fmt: skip
+    text = card(ROBOTS["unicycle_lane"](), record)
+    for words in (
+        "123456 training steps, 0 states outside", "700 of 1000", "phase I 60 s, phase II 120 s",
+        "| -61.23 ± 4.5 | 0 of 1000 | 12.5% | 1.0% | 0.123 |", "| 990 of 1000 | – | – |",
+        "Without the shield 990 of 1000 episodes leave the safe set", "about 0.003 (95 %)",
+        PROVENANCE["command"],
+    ):  # fmt: skip
+        assert words in text
+    assert "A quick run" not in text
+    assert "A quick run" in card(ROBOTS["unicycle_lane"](), {**record, "quick": True})
+
+
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = tmp_path / "training.json"
     record.write_text(json.dumps({"provenance": PROVENANCE, "evaluation": {"m": SCORES}}))

@@ -32,7 +32,7 @@ from safe_rl_core.errors import ModelError
 from torch import Tensor
 
 from safe_rl_systems.control_affine import Channel, dynamics, euler, rk4
-from safe_rl_systems.quaternion import body_z, cross, multiply, normalised, rotate
+from safe_rl_systems.quaternion import body_x, body_z, cross, multiply, normalised, rotate
 
 GRAVITY = 9.81
 _INTEGRATORS = {"rk4": rk4, "euler": euler}
@@ -80,6 +80,15 @@ class Quadrotor:
                 for axis in ("x", "y", "z")
             ),
         )
+
+    def features(self, x: Tensor, bounded: frozenset[int]) -> Tensor:
+        """(px, py, pz, v, body x axis, body z axis); px, py only where the safe set limits them.
+
+        The two axes say the attitude once: q and -q give the same.
+        """
+        q = x[..., 6:10]
+        place = x[..., 0:3] if {0, 1} & bounded else x[..., 2:3]
+        return torch.cat((place, x[..., 3:6], body_x(q), body_z(q)), -1)
 
     def drift(self, x: Tensor) -> Tensor:
         """f(x): free fall with frozen attitude. (..., 10) -> (..., 10)."""

@@ -64,6 +64,10 @@ class Unicycle(_Driven):
             Channel("v", "m/s", 0.0, MAX_SPEED),
         )
 
+    def features(self, x: Tensor, bounded: frozenset[int]) -> Tensor:
+        """(py, theta, v), and px first where the safe set limits it: what a network should see."""
+        return x if 0 in bounded else x[..., 1:4]
+
     def drift(self, x: Tensor) -> Tensor:
         """f(x): the motion with zero input. (..., 4) -> (..., 4)."""
         theta, v = x[..., 2], x[..., 3]
@@ -92,6 +96,10 @@ class LaneUnicycle(_Driven):
             Channel("v", "m/s", 0.0, MAX_SPEED),
             Channel("theta", "rad", -math.pi / 3.0, math.pi / 3.0),
         )
+
+    def features(self, x: Tensor, bounded: frozenset[int]) -> Tensor:
+        """(py, v, theta): what a network should see, whatever the safe set limits."""
+        return x
 
     def drift(self, x: Tensor) -> Tensor:
         """f(x). (..., 3) -> (..., 3)."""

@@ -1,0 +1,72 @@
+"""The learners of phase II by name: their settings, whole or quick, and how they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from safe_rl_core.errors import ModelError
+from safe_rl_systems.robot import Robot
+
+from safe_rl_training import ppo, sac, shac
+from safe_rl_training.parts.learner import Learner
+
+Settings = shac.ShacSettings | sac.SacSettings | ppo.PpoSettings
+
+NAMES = ("shac", "sac", "ppo", "published")
+#: Those whose work is nearly all in the compiled kernel.
+CPU_ONLY = ("shac",)
+#: `--quick`: enough to go through every part once, too little to be good at anything.
+QUICK: Mapping[str, Mapping[str, Any]] = {
+    "shac": {"iterations": 24, "batch": 32, "horizon": (5, 20), "compiled": False},
+    "sac": {"iterations": 8, "random_steps": 1024, "update_after": 1024},
+    "ppo": {"iterations": 4, "count": 32, "steps": 64},
+    "published": {"iterations": 4, "update_after": 1024},
+}
+
+
+def settings_of(
+    name: str, robot: Robot, quick: bool = False, changes: Mapping[str, Any] | None = None
+) -> Settings:
+    """The learner's settings for any robot, with `changes` by field name."""
+    settings: Settings
+    if name == "shac":
+        settings = shac.ShacSettings()
+    elif name == "sac":
+        settings = sac.SacSettings()
+    elif name == "ppo":
+        settings = ppo.PpoSettings()
+    elif name == "published":
+        settings = sac.SacSettings.published(robot)
+    else:
+        raise ModelError(f"no learner {name!r}; choose one of {', '.join(NAMES)}")
+    if quick:
+        settings = replace(settings, **QUICK[name])
+    changes = changes or {}
+    known = [field.name for field in fields(settings)]
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise ModelError(f"{name} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
+    # YAML knows no tuples.
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    return replace(settings, **values)
+
+
+def make(
+    name: str, robot: Robot, settings: Settings, seed: int, threads: int, device: str
+) -> Learner:
+    """A learner at its start."""
+    if isinstance(settings, shac.ShacSettings):
+        return shac.make(robot, settings, seed, threads, device)
+    if isinstance(settings, ppo.PpoSettings):
+        return ppo.make(robot, settings, seed, threads, device)
+    return sac.make(robot, settings, seed, threads, device)
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """The settings for a JSON file: tuples become lists."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(settings).items()
+    }
