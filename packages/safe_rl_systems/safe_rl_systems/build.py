@@ -21,12 +21,15 @@ from safe_rl_core.kernel.batch import BatchKernel
 from safe_rl_core.program import Program
 from torch import Tensor
 
+from safe_rl_systems.backup.learned import load_backup, with_backup
 from safe_rl_systems.control_affine import dynamics
 from safe_rl_systems.robot import ROBOTS, Robot
 from safe_rl_systems.robust import RobustDesign
 from safe_rl_systems.trace import trace_program
 from safe_rl_systems.verification.assumptions import DOMAINS
 
+#: In a bundle: the layers of its learned backup policy.
+BACKUP = "backup.npz"
 #: A function to trace and the named sizes of its arguments.
 Traced = tuple[Callable[..., Tensor], tuple[tuple[str, int], ...]]
 
@@ -143,15 +146,23 @@ def batch_kernel(robot: Robot, threads: int = 1) -> BatchKernel:
 
 
 def write_bundle(
-    robot: Robot, policy: Path, card: str, out: Path, record: Path | None = None
+    robot: Robot,
+    policy: Path,
+    card: str,
+    out: Path,
+    record: Path | None = None,
+    backup: Path | None = None,
 ) -> Bundle:
     """Write the bundle folder `out`/<name>, then load it with every check; returns it.
 
-    `record` is the training run's own account of itself; it becomes training.json.
+    `record` is the training run's own account of itself; it becomes training.json. `backup` holds
+    the layers of the robot's learned backup policy, if it has one; the program has them already,
+    and with the file `robot_of` can trace it again.
     """
     if not policy.is_file():
         raise ModelError(f"no policy file at {policy}; train one with safe_rl_training first")
-    network, account = policy.read_bytes(), None if record is None else record.read_bytes()
+    files = {"policy.onnx": policy, "training.json": record, BACKUP: backup}
+    contents = {name: path.read_bytes() for name, path in files.items() if path is not None}
     folder = out / robot.name
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():  # which may be the files just read
@@ -159,12 +170,18 @@ def write_bundle(
     text = yaml.safe_dump(description(robot), sort_keys=False, width=99)
     (folder / "bundle.yaml").write_text(text)
     robot_program(robot).save(folder / "program.txt")
-    (folder / "policy.onnx").write_bytes(network)
     (folder / "CARD.md").write_text(card)
-    if account is not None:
-        (folder / "training.json").write_bytes(account)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
     write_sums(folder)
     return Bundle.load(folder)
+
+
+def robot_of(folder: Path) -> Robot:
+    """The robot that a bundle of this repository was traced from, with its learned backup."""
+    robot = ROBOTS[folder.name]()
+    backup = folder / BACKUP
+    return with_backup(robot, load_backup(backup, robot)) if backup.is_file() else robot
 
 
 def main() -> None:
@@ -174,10 +191,13 @@ def main() -> None:
     parser.add_argument("--policy", type=Path, required=True, help="trained policy (ONNX)")
     parser.add_argument("--card", type=Path, required=True, help="CARD.md to put into the bundle")
     parser.add_argument("--record", type=Path, help="training.json of the run that made it")
+    parser.add_argument("--backup", type=Path, help="backup.npz of a learned backup policy")
     parser.add_argument("--out", type=Path, default=Path("models"), help="folder of bundles")
     args = parser.parse_args()
-    card = args.card.read_text()
-    bundle = write_bundle(ROBOTS[args.robot](), args.policy, card, args.out, args.record)
+    robot, card = ROBOTS[args.robot](), args.card.read_text()
+    if args.backup is not None:
+        robot = with_backup(robot, load_backup(args.backup, robot))
+    bundle = write_bundle(robot, args.policy, card, args.out, args.record, args.backup)
     print(f"{bundle.path}  {bundle.hash[:12]}  certificate: {bundle.certificate}")
 
 

@@ -13,7 +13,8 @@ from safe_rl_core.errors import ModelError, ProgramError
 from safe_rl_core.kernel import Compiled
 from safe_rl_core.kernel.kernel import self_test_points
 from safe_rl_core.program import Program
-from safe_rl_systems.build import main, robot_program, write_bundle
+from safe_rl_systems.backup.learned import feature_size, save_backup, with_backup
+from safe_rl_systems.build import main, robot_of, robot_program, write_bundle
 from safe_rl_systems.control_affine import dynamics
 from safe_rl_systems.robot import ROBOTS
 from safe_rl_systems.trace import trace, trace_program
@@ -65,7 +66,7 @@ def test_derivatives_agree_with_torch(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(ROBOTS))
 def test_the_shipped_bundles_are_what_the_definitions_give(name: str) -> None:
-    assert Bundle.load(MODELS / name).program.hash == robot_program(ROBOTS[name]()).hash
+    assert Bundle.load(MODELS / name).program.hash == robot_program(robot_of(MODELS / name)).hash
 
 
 class Network(torch.nn.Module):
@@ -250,3 +251,18 @@ def test_the_command_line_writes_a_bundle(
     main()
     assert "certificate: none (nominal)" in capsys.readouterr().out
     assert "training.json" in Bundle.load(tmp_path / "unicycle_lane").hashes
+
+
+def test_a_bundle_with_a_learned_backup_can_be_traced_again(tmp_path: Path) -> None:
+    robot, generator = ROBOTS["unicycle_lane"](), torch.Generator().manual_seed(0)
+    sizes = (feature_size(robot), 8, len(robot.system.inputs))
+    layers = tuple(
+        (torch.randn(o, i, generator=generator).double(), torch.zeros(o).double())
+        for i, o in zip(sizes, sizes[1:], strict=False)
+    )
+    save_backup(tmp_path / "backup.npz", robot, layers)
+    learned = with_backup(robot, layers)
+    policy = MODELS / "unicycle_lane" / "policy.onnx"
+    bundle = write_bundle(learned, policy, "card", tmp_path, backup=tmp_path / "backup.npz")
+    assert bundle.program.hash != robot_program(robot).hash
+    assert bundle.program.hash == robot_program(robot_of(bundle.path)).hash
