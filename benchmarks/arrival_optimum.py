@@ -258,7 +258,7 @@ def reachable(lattice: Lattice, steps: int, cells: list[EndCell]) -> Tensor:
         low = np.maximum(cell.py[0] - most[-1], limits[0][0] - most.min(0).clip(max=0.0))
         high = np.minimum(cell.py[1] - least[-1], limits[0][1] - least.max(0).clip(min=0.0))
         arrives = (py[:, None, None] >= low) & (py[:, None, None] <= high)
-        found[np.ix_(range(len(py)), some_v, some_theta)] |= arrives
+        found[np.ix_(np.arange(len(py)), some_v, some_theta)] |= arrives
     return torch.from_numpy(found.reshape(-1))
 
 
@@ -278,7 +278,7 @@ def motion(robot: Robot, speed: Array | float, heading: Array) -> Array:
 
 def _band(
     start: Array, end: tuple[float, float], steps: int, rate: float, limits: tuple[float, float]
-) -> tuple[tuple[Array, Array], Array]:
+) -> tuple[tuple[Array, Array], NDArray[np.intp]]:
     """Lowest and highest value at steps 0 .. N-1 on the way from a start into `end`, for the Q
     starts from which there is one. -> 2 x (steps, Q), their places.
     """
@@ -348,7 +348,7 @@ def enclose(
 
 def measure(args: argparse.Namespace) -> Report:
     """The table over horizons."""
-    report = Report("arrival_optimum", __doc__.splitlines()[0], machine.describe(PACKAGES))
+    report = Report("arrival_optimum", (__doc__ or "").splitlines()[0], machine.describe(PACKAGES))
     shape, horizons, cells = (
         (QUICK_SHAPE, QUICK_HORIZONS, QUICK_CELLS) if args.quick else (SHAPE, HORIZONS, CELLS)
     )
@@ -366,7 +366,7 @@ def measure(args: argparse.Namespace) -> Report:
             zip(("backup", "reached", "estimate", "reachable"), row, strict=True)
         )
         masks[f"reached_{answer.horizon}"] = np.packbits(answer.flags.numpy())
-        say(f"{time.monotonic() - started:5.0f} s  {' '.join(table.rows[-1])}")
+        say(f"{time.monotonic() - started:5.0f} s  {' '.join(map(str, table.rows[-1]))}")
     if args.masks:
         np.savez_compressed(args.masks, shape=np.array(shape), **masks)
     report.tables.append(table)
@@ -386,4 +386,4 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_script("arrival_optimum", __doc__, measure, _arguments))
+    raise SystemExit(run_script("arrival_optimum", __doc__ or "", measure, _arguments))

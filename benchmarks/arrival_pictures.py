@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from safe_rl.report import style
 from safe_rl_systems.backup.learned import load_backup, with_backup
 from safe_rl_systems.robot import ROBOTS, Robot
-from safe_rl_training.arrival_tuning import Gains, with_gains
+from safe_rl_training.arrival_tuning import with_tuning
 from torch import Tensor
 
 LANE = "unicycle_lane_paper"
@@ -153,10 +153,10 @@ def backups(robot: Robot, run: Path | None) -> dict[str, Robot]:
     """The robot with each of its backup policies: `run` is the folder of a phase I, if any."""
     if run is None:
         return {ANALYTIC: robot}
-    found = json.loads((run / "record.json").read_text())["tuning"]
-    tuned = torch.tensor([found[name]["tuned"] for name in Gains.of(robot).names])
+    tuning = json.loads((run / "record.json").read_text())["tuning"]
+    tuned = {} if tuning is None else {TUNED: with_tuning(robot, tuning)}
     learned = with_backup(robot, load_backup(run / "backup.npz", robot))
-    return {LEARNED: learned, TUNED: with_gains(robot, tuned), ANALYTIC: robot}
+    return {LEARNED: learned, **tuned, ANALYTIC: robot}
 
 
 def panel(axes: Axes, robot: Robot, cut: Slice, policies: dict[str, Robot], quick: bool) -> None:

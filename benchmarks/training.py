@@ -1,7 +1,8 @@
 """What does training behind the shield bring, against a shield that is only put in front?
 
-Rows: the tracker without and with the shield, every trained PS2 policy that lies in --runs, the
-backup policy alone, and "stop". The scores are those of docs/benchmark.md. `paper` and `model`
+Rows: the tracker without and with the shield (of --models, or of --trackers where those are PS2
+policies), every trained PS2 policy that lies in --models or --runs, the backup policies alone,
+and "stop". The scores are those of docs/benchmark.md. `paper` and `model`
 are flown in batches on the bundle's own equations, from starts with a way out; `bullet` in full
 physics as `safe-rl simulate --plant bullet` does it, from the task's starts, by policies only.
 
@@ -28,7 +29,8 @@ import torch
 from safe_rl.episodes import Episode, Scenario, fly_all
 from safe_rl.scores import aggregate
 from safe_rl_core import Bundle
-from safe_rl_training.shielded_evaluation import evaluate_shielded, policy_function, safe_reward
+from safe_rl_training.parts.policy_file import policy_function
+from safe_rl_training.shielded_evaluation import evaluate_shielded, safe_reward
 from toolbox import machine
 from toolbox.report import Cell, Report, Table, run_script, say, text
 
@@ -64,11 +66,17 @@ class Asked:
     noise: float
 
 
-def entries(name: str, models: Path, runs: Path) -> Iterator[Entry]:
+def entries(name: str, models: Path, runs: Path, trackers: Path | None = None) -> Iterator[Entry]:
     """The rows of one bundle's name, in the order of the table."""
     shipped = models / name
-    yield Entry("tracker, unshielded", shipped, "onnx", shielded=False)
-    yield Entry("tracker + shield", shipped, "onnx")
+    account = json.loads((shipped / "training.json").read_text())
+    is_ps2 = account.get("algorithm") == "ps2"
+    tracker = trackers / name if trackers else None if is_ps2 else shipped
+    if tracker is not None:
+        yield Entry("tracker, unshielded", tracker, "onnx", shielded=False)
+        yield Entry("tracker + shield", tracker, "onnx")
+    if is_ps2:
+        yield Entry("PS2, shipped", shipped, "onnx")
     learned = []
     for backup, seed, folder in trained(name, runs):
         label = f"{backup} backup, seed {seed}"
@@ -190,7 +198,7 @@ def table(args: argparse.Namespace, plant: str, robot: str, report: Report) -> T
     name = robot
     if plant == "paper":
         name = Bundle.load(args.models / robot).variants["paper"]
-    rows = list(entries(name, args.models, args.runs))
+    rows = list(entries(name, args.models, args.runs, args.trackers))
     if plant == "bullet":
         rows = [entry for entry in rows if entry.policy == "onnx"]
     found = {entry: scores_of(args, plant, entry) for entry in rows}
@@ -217,8 +225,9 @@ def measure(args: argparse.Namespace) -> Report:
     for robot in args.robots:
         for plant in args.plants:
             report.tables.append(table(args, plant, robot, report))
-    if not any(trained(t.title.split(",")[0], args.runs) for t in report.tables):
-        report.notes.append("No trained PS2 policy was found: its rows are missing.")
+    for who in ("PS2", "tracker"):
+        if not any(key.split("/")[-1].startswith(who) for key in report.numbers):
+            report.notes.append(f"No {who} policy was found: its rows are missing.")
     report.notes.append(
         f"Seeds from {args.seed} on; {args.episodes} episodes per row, {args.flights} in full "
         f"physics (sensor noise {args.noise:g}), behind the nominal shield. Safety: share of "
@@ -232,7 +241,10 @@ def measure(args: argparse.Namespace) -> Report:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What to fly, how often, and where it is kept."""
-    parser.add_argument("--models", type=Path, default=ROOT / "models", help="trackers' bundles")
+    parser.add_argument("--models", type=Path, default=ROOT / "models", help="shipped bundles")
+    parser.add_argument(
+        "--trackers", type=Path, metavar="DIR", help="bundles of the same names with trackers"
+    )
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="of safe-rl train ps2")
     parser.add_argument("--robots", nargs="+", choices=ROBOTS, default=ROBOTS)
     parser.add_argument("--plants", nargs="+", choices=PLANTS, default=PLANTS)

@@ -13,6 +13,7 @@ import torch
 from safe_rl_systems.backup.learned import save_backup
 from safe_rl_systems.robot import ROBOTS, Robot
 from safe_rl_systems.systems import LaneUnicycle
+from safe_rl_training.arrival_tuning import Gains
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -135,7 +136,7 @@ def test_slices_ask_the_same_bound(robot: Robot, lattice: optimum.Lattice) -> No
 
 
 def test_backups_of_a_run_are_read(robot: Robot, tmp_path: Path) -> None:
-    names = pictures.Gains.of(robot).names
+    names = Gains.of(robot).names
     tuning = {name: {"hand_set": 1.0, "tuned": 2.0 + i} for i, name in enumerate(names)}
     (tmp_path / "record.json").write_text(json.dumps({"tuning": tuning}))
     nothing = ((torch.zeros(2, 3).double(), torch.zeros(2).double()),)
@@ -149,3 +150,5 @@ def test_backups_of_a_run_are_read(robot: Robot, tmp_path: Path) -> None:
     # outside B; the gains in the order of K: accel on v 2, turn on py 3 and on theta 4
     by_hand = [-2.0 * 0.5, -(3.0 * 0.2 + 4.0 * 0.05)]
     assert robot.base_set(x).item() < 0.0 and tuned[0].tolist() == pytest.approx(by_hand)
+    (tmp_path / "record.json").write_text(json.dumps({"tuning": None}))
+    assert set(pictures.backups(robot, tmp_path)) == {pictures.LEARNED, pictures.ANALYTIC}

@@ -54,6 +54,20 @@ def test_rows_are_those_that_must_stand_and_every_full_run(args: argparse.Namesp
     ]
 
 
+def test_shipped_ps2_policies_are_not_called_trackers(args: argparse.Namespace) -> None:
+    run_of(args.runs, "models", "learned")
+    shipped = args.runs / "models"
+    shutil.copy(shipped / "training.json", shipped / NAME / "training.json")
+    found = [entry.name for entry in training.entries(NAME, shipped, args.runs / "none")]
+    assert found == ["PS2, shipped", "backup alone, shipped", "stop"]
+    more = list(training.entries(NAME, shipped, args.runs / "none", MODELS))
+    assert [(entry.name, entry.folder) for entry in more[:3]] == [
+        ("tracker, unshielded", MODELS / NAME),
+        ("tracker + shield", MODELS / NAME),
+        ("PS2, shipped", shipped / NAME),
+    ]
+
+
 def test_the_table_and_its_resume(
     args: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +82,7 @@ def test_the_table_and_its_resume(
     gained = tracker["return_mean"] - stop["return_mean"]
     assert tracker["safe_reward"] == pytest.approx(gained / (-15.0 - stop["return_mean"]))
     assert numbers["backup alone, shipped"]["fallback_rate"] == 1.0
-    assert "No trained PS2 policy" in report.markdown()
+    assert "No PS2 policy" in report.markdown() and "No tracker" not in report.markdown()
     assert len(list(args.resume.glob("*.json"))) == 4
 
     def flown(*arguments: object) -> None:

@@ -167,6 +167,8 @@ class BrakeAndSteer:
     reach: float = 0.6
     gain: float = 8.0
 
+    tunable = ("reach", "gain")
+
     def __call__(self, x: Tensor) -> Tensor:
         """(..., 4) -> (..., 2)."""
         straight = self.brake(x)

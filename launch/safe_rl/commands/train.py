@@ -31,7 +31,7 @@ Exit code: 0 trained (and proved, where there is something to prove), 2 refused 
 """
 ALGORITHMS = ("ps2",)
 BACKUPS = ("learned", "tuned", "analytic")
-LEARNERS = ("shac", "sac", "ppo", "published")
+LEARNERS = ("staged", "ppo", "gradient", "sac", "published")
 #: module -> what pip calls it
 NEEDED = {
     "torch": "torch",
@@ -58,7 +58,7 @@ def add_command(subparsers: Any) -> None:
         "--quick", action="store_true", help="all parts once, too short to be good"
     )
     parser.add_argument("--backup", choices=BACKUPS, default="learned", help="default learned")
-    parser.add_argument("--learner", choices=LEARNERS, default="shac", help="default shac")
+    parser.add_argument("--learner", choices=LEARNERS, default="staged", help="default staged")
     parser.add_argument(
         "--threads", type=whole(1), default=2, metavar="N", help="of one run, default 2"
     )

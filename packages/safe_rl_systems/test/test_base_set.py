@@ -22,6 +22,7 @@ from safe_rl_systems.verification.interval import Interval, point
 from safe_rl_systems.verification.levels import largest_level
 from safe_rl_systems.verification.multipliers import Slabs, find_multipliers
 from safe_rl_systems.verification.published import published_problem
+from safe_rl_systems.verification.search_state import fingerprint
 from safe_rl_systems.verification.slopes import Box, slopes
 from safe_rl_systems.verification.tiling import Tiling
 
@@ -244,6 +245,19 @@ def test_an_interrupted_proof_is_taken_up_again(tmp_path: Path) -> None:
     assert np.array_equal(again.state.multipliers, whole.state.multipliers)
     with pytest.raises(CertificateError, match="another problem"):
         prove(problem.scaled(0.9), hard, state_file=file)
+    functions = dict(problem.program.functions)
+    backup = replace(
+        problem.program, functions={**functions, "backup_policy": functions["error_map"]}
+    )
+    seen.clear()
+    same = prove(replace(problem, program=backup), hard, lambda p: seen.append(p.cells), file)
+    assert same.proved and not seen, "of the program only the error map is searched"
+    other = replace(functions["error_map"], outputs=functions["error_map"].outputs[::-1])
+    program = replace(problem.program, functions={**functions, "error_map": other})
+    changed = replace(problem, program=program, symmetries=())
+    assert fingerprint(changed, (6,), 1e-3) != fingerprint(
+        replace(changed, program=problem.program), (6,), 1e-3
+    )
     file.write_bytes(b"no archive")
     with pytest.raises(CertificateError, match="no saved search"):
         prove(problem, hard, state_file=file)

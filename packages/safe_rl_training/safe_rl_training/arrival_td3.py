@@ -65,12 +65,13 @@ SAMPLE = 4096
 class TdSettings:
     """One iteration: every one of `envs` robots goes `collect` steps, then `updates` updates.
 
-    Noise and its limit are shares of the half-range of the input box. `random_share` of the inputs
+    `value` is one of VALUES: the published one, which saved more states on the same budget. Noise
+    and its limit are shares of the half-range of the input box. `random_share` of the inputs
     are uniform over the box; so are all of the first `warmup` steps. In the first `settle` updates
     the critics learn the value of the analytic policy that the actor begins with.
     """
 
-    value: str = "reach_avoid"
+    value: str = "safe_arrival"
     horizon_aware: bool = True
     discount: float = 0.99
     envs: int = 128

@@ -5,8 +5,10 @@
     update       mu, sigma <- mean and spread of the best candidates, smoothed
 
 Tuned are the positive gains of the cascade, or the entries of the linear feedback that are not
-zero. The first candidate of every generation is the present mean. All candidates of a generation
-fly from the same states at once, gains being one more batch dimension of the same equations.
+zero; of a law of one's own, a frozen dataclass, the positive fields that its attribute `tunable`
+names. A law without it is left as it is. The first candidate of every generation is the present
+mean. All candidates of a generation fly from the same states at once, gains being one more batch
+dimension of the same equations (for a law of one's own, one candidate after the other).
 
 Source of the method: Rubinstein, The cross-entropy method (1999); of the idea that this is the
 baseline to beat: our own prototype, in which it lifted the volume more than a first network did.
@@ -15,13 +17,13 @@ baseline to beat: our own prototype, in which it lifted the volume more than a f
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
 from safe_rl_core.errors import ModelError
 from safe_rl_systems.backup import CascadeBackup, LinearFeedback, SwitchedBackup
-from safe_rl_systems.backup.learned import analytic_recovery
+from safe_rl_systems.backup.learned import BaseOrRecovery, analytic_recovery
 from safe_rl_systems.robot import Robot
 from safe_rl_systems.robust import ReservedAuthority
 from torch import Tensor
@@ -37,6 +39,8 @@ CASCADE_GAINS = {
     "rate_gain": 1,
 }
 Policy = Callable[[Tensor], Tensor]
+#: Name of a gain -> its "hand_set" and its "tuned" value.
+Tuning = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -61,41 +65,63 @@ class TuningSettings:
 class Gains:
     """The gains of a recovery law as one positive vector: names (g,) and hand-set values (g,)."""
 
-    law: CascadeBackup | LinearFeedback
+    law: Any
     names: tuple[str, ...]
     values: Tensor
 
     @classmethod
     def of(cls, robot: Robot) -> Gains:
-        """The gains of a robot's analytic recovery."""
+        """The gains of a robot's analytic recovery; ModelError if nobody names them."""
+        found = cls.find(robot)
+        if found is None:
+            law = type(analytic_recovery(robot)).__name__
+            raise ModelError(
+                f"{robot.name}: the gains of its recovery law {law} are not known to the tuner; "
+                f"name them in an attribute `tunable` of {law} (docs/your_robot.md), or take "
+                "--backup analytic or learned"
+            )
+        return found
+
+    @classmethod
+    def find(cls, robot: Robot) -> Gains | None:
+        """The gains of a robot's analytic recovery, if they are known."""
         law = analytic_recovery(robot)
-        if isinstance(law, CascadeBackup):
-            values = [getattr(law, name) for name in CASCADE_GAINS]
-            return cls(law, tuple(CASCADE_GAINS), torch.tensor(values))
         if isinstance(law, LinearFeedback):
             gain = torch.as_tensor(law.gain)
             places = gain.nonzero().tolist()
             values = torch.stack([gain[i, j] for i, j in places])
             return cls(law, tuple(f"gain[{i}, {j}]" for i, j in places), values.float())
-        raise ModelError(
-            f"{robot.name}: the gains of a {type(law).__name__} are not known to the tuner; "
-            "name them in safe_rl_training.arrival_tuning.Gains.of"
-        )
+        if isinstance(law, CascadeBackup):
+            names = tuple(CASCADE_GAINS)
+        elif is_dataclass(law) and hasattr(law, "tunable"):
+            names = tuple(law.tunable)
+        else:
+            return None
+        found = {name: getattr(law, name, None) for name in names}
+        if not found or not all(isinstance(g, float) and g > 0.0 for g in found.values()):
+            raise ModelError(
+                f"{robot.name}: `tunable` of {type(law).__name__} must name fields that are "
+                f"positive floats, got {found}"
+            )
+        return cls(law, names, torch.tensor(list(found.values())))
 
     def applied(self, values: Tensor) -> Policy:
         """The law with other gains: (g,) for one law, (P, 1, g) for P laws on states (P, B, n)."""
+        if isinstance(self.law, LinearFeedback):
+            places = torch.as_tensor(self.law.gain).nonzero().unbind(-1)
+            gain = torch.zeros(*values.shape[:-1], *self.law.gain.shape, dtype=values.dtype)
+            gain[..., places[0], places[1]] = values
+            return replace(self.law, gain=gain if values.ndim > 1 else gain.double().numpy())
+        if values.ndim == 1:
+            return replace(self.law, **dict(zip(self.names, values.tolist(), strict=True)))
         if isinstance(self.law, CascadeBackup):
-            if values.ndim == 1:
-                return replace(self.law, **dict(zip(self.names, values.tolist(), strict=True)))
             wide = {
                 name: values[..., k : k + 1] if extra else values[..., k]
                 for k, (name, extra) in enumerate(CASCADE_GAINS.items())
             }
-            return replace(self.law, **wide)  # type: ignore[arg-type]
-        places = torch.as_tensor(self.law.gain).nonzero().unbind(-1)
-        gain = torch.zeros(*values.shape[:-1], *self.law.gain.shape, dtype=values.dtype)
-        gain[..., places[0], places[1]] = values
-        return replace(self.law, gain=gain if values.ndim > 1 else gain.double().numpy())
+            return replace(self.law, **wide)
+        laws = [self.applied(own) for own in values[:, 0]]
+        return lambda x: torch.stack([law(y) for law, y in zip(laws, x, strict=True)])
 
 
 def with_gains(robot: Robot, values: Tensor) -> Robot:
@@ -106,10 +132,18 @@ def with_gains(robot: Robot, values: Tensor) -> Robot:
         return replace(robot, backup_policy=replace(policy, policy=recovery))
     if isinstance(policy, SwitchedBackup):
         return replace(robot, backup_policy=replace(policy, recovery=recovery))
-    if not isinstance(base, LinearFeedback):
-        raise ModelError(f"{robot.name}: tuning knows no base level to switch at")
-    level = float(getattr(robot.base_set, "level", float("nan")))
-    return replace(robot, backup_policy=SwitchedBackup(base, level, recovery))
+    if policy is not base:
+        return replace(robot, backup_policy=recovery)
+    level = getattr(robot.base_set, "level", None)
+    if isinstance(base, LinearFeedback) and level is not None:
+        return replace(robot, backup_policy=SwitchedBackup(base, float(level), recovery))
+    return replace(robot, backup_policy=BaseOrRecovery(robot.base_set, base, recovery))
+
+
+def with_tuning(robot: Robot, tuning: Tuning) -> Robot:
+    """The robot with the gains of a tuner's account, whatever their order in it."""
+    values = [tuning[name]["tuned"] for name in Gains.of(robot).names]
+    return with_gains(robot, torch.tensor(values))
 
 
 def tune(
@@ -118,8 +152,8 @@ def tune(
     settings: TuningSettings,
     seed: int,
     say: Callable[[str], None],
-) -> tuple[Tensor, dict[str, Any]]:
-    """The tuned gains (g,), and what was found, for JSON."""
+) -> Tuning:
+    """What was found; `with_tuning` makes a robot of it."""
     generator = torch.Generator().manual_seed(seed)
     gains = Gains.of(robot)
     mean = torch.zeros(len(gains.names))
@@ -141,7 +175,7 @@ def tune(
             )
     values = gains.values * torch.exp(mean)
     found = zip(gains.names, gains.values.tolist(), values.tolist(), strict=True)
-    return values, {name: {"hand_set": old, "tuned": new} for name, old, new in found}
+    return {name: {"hand_set": old, "tuned": new} for name, old, new in found}
 
 
 @torch.no_grad()

@@ -180,6 +180,7 @@ def _on_ray(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
+        from ray.exceptions import RayError, RayTaskError
     except ImportError:
         raise ModelError("--ray needs Ray: pip install 'safe_rl_training[ray]'") from None
     own = not ray.is_initialized()
@@ -201,9 +202,9 @@ def _on_ray(
                 key = pending.pop(reference)
                 try:
                     outcome = ray.get(reference)
-                except ray.exceptions.RayTaskError:
+                except RayTaskError:
                     raise  # a defect: it keeps its traceback
-                except ray.exceptions.RayError as error:
+                except RayError as error:
                     attempts.lost(key, type(error).__name__)
                     pending[submit(key)] = key
                 else:

@@ -20,21 +20,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safe_rl_core.errors import ModelError
-from safe_rl_core.kernel.batch import BatchKernel
+from safe_rl_core.kernel.batch import PASSED, BatchKernel
 from safe_rl_systems.build import batch_kernel
 from safe_rl_systems.robot import Robot
+
+from safe_rl_training.parts.facing_rows import facing_rows, rays
+from safe_rl_training.parts.start_path import start_path, startable
 
 Array = NDArray[np.float64]
 Single = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 Draw = Callable[[int], Array]
 
-PASSED, PROJECTED, BACKUP = 0, 1, 2
 MOST_DRAWS = 100_000
 #: Starts drawn at a time, at least: one call of the kernel costs as much as a few states.
 CHUNK = 64
-#: Rays that look for the rows worth keeping; their ends are uniform over the input box.
-RAYS = 64
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,7 @@ class ShieldedEnv:
         self.action_size = len(self.low)
         self.steps = self.violations = self.starts_drawn = self.starts_rejected = 0
         self._stop = np.array(robot.stop_action)
-        ends = np.random.default_rng(0).uniform(self.low, self.high, (RAYS, self.action_size))
-        self._rays = (ends / self.scale).astype(np.float32)
+        self._rays = rays(self.low, self.high, self.scale)
         self._margins = np.array([robot.margins.get(row, 0.0) for row in robot.safe_set.names])
         self._rng = np.random.default_rng(seed)
         n = len(robot.system.states)
@@ -253,8 +252,10 @@ class ShieldedEnv:
                     f"{self.robot.name}: of {drawn} drawn starts {found} have a verified backup "
                     "plan; lengthen the horizon, improve the backup policy or move the starts"
                 )
-            paths = self._paths(draw(max(count - found, CHUNK)))
-            good = self._startable(paths)
+            paths = start_path(
+                self.kernel, draw(max(count - found, CHUNK)), self._stop, self.robot.delay_steps
+            )
+            good = startable(self.kernel, paths, self._margins)
             accepted.append(paths[:, good])
             found, drawn = found + int(good.sum()), drawn + len(good)
             self.starts_drawn += len(good)
@@ -269,45 +270,6 @@ class ShieldedEnv:
 
     def _evaluated(self, name: str, size: int, count: int) -> Array:
         return self.kernel.evaluate(name, self._rng.uniform(-1.0, 1.0, (count, size)))
-
-    def _paths(self, x: Array) -> Array:
-        """x (B, n) and where the stop actions, sent before the first own action, lead."""
-        path, stop = [x], np.tile(self._stop, (len(x), 1))
-        for _ in range(self.robot.delay_steps):
-            path.append(self.kernel.evaluate("step", path[-1], stop))
-        return np.stack(path)
-
-    def _startable(self, paths: Array) -> Flags:
-        """Where the way to the first own action keeps the margins and a way out follows it."""
-        good = self.kernel.way_out(paths[-1]) >= 0.0
-        for x in paths:  # psi_0 of a plan is the state after x
-            good &= (self.kernel.evaluate("safe_set", x) >= self._margins).all(-1)
-        return good
-
-
-def facing_rows(
-    normals: Array, offsets: Array, inside: Array, ends: Single, keep: int
-) -> tuple[Single, Single]:
-    """Of the rows normals (B, R, m) v >= offsets (B, R), those that stand in the way most often.
-
-    From `inside` (B, m), where all rows hold, a ray to each of `ends` (D, m) leaves through one
-    row: rows are ranked by the number of their rays, then by their distance. The nearest rows
-    alone would be a bundle of almost the same ones, of neighbouring nodes of the rollout.
-    """
-    a = normals.astype(np.float32)
-    slack = (a @ inside[..., None].astype(np.float32))[..., 0] - offsets.astype(np.float32)
-    slack = np.maximum(slack, 1e-6)
-    # How fast a ray approaches a row, per distance: the largest is met first
-    speed = -((ends - inside[:, None].astype(np.float32)) @ a.swapaxes(1, 2)) / slack[:, None]
-    first = speed.argmax(-1)
-    left = np.take_along_axis(speed, first[..., None], -1)[..., 0] > 0.0
-    met = (np.arange(len(a))[:, None] * a.shape[1] + first)[left]
-    rank = np.bincount(met, minlength=slack.size).reshape(slack.shape) + 0.5 / (1.0 + slack)
-    chosen = np.argpartition(-rank, keep - 1, axis=-1)[:, :keep]
-    return (
-        np.take_along_axis(a, chosen[..., None], 1),
-        np.take_along_axis(offsets, chosen, 1).astype(np.float32),
-    )
 
 
 def observation_sample(

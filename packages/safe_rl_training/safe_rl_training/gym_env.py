@@ -16,14 +16,16 @@ safe set. Stable-Baselines3 trains faster on many robots at once: `sb3.py`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from safe_rl_core.errors import ModelError
+from safe_rl_core.record import VERDICTS
 from safe_rl_systems.robot import ROBOTS, Robot
 
-from safe_rl_training.envs import BACKUP, PASSED, PROJECTED, ShieldedEnv
+from safe_rl_training.envs import ShieldedEnv
+from safe_rl_training.robot_source import load_robot
 
 try:
     import gymnasium
@@ -32,16 +34,10 @@ except ImportError as missing:
         'safe_rl_training.gym_env needs gymnasium, which is not installed: "pip install gymnasium"'
     ) from missing
 
-VERDICTS = {PASSED: "PASSED", PROJECTED: "PROJECTED", BACKUP: "BACKUP"}
-
 
 def robot_of(robot: Robot | str) -> Robot:
-    """The robot itself, or the one of that name in ROBOTS."""
-    if isinstance(robot, Robot):
-        return robot
-    if robot not in ROBOTS:
-        raise ModelError(f"unknown robot {robot!r}; pass a Robot or one of {sorted(ROBOTS)}")
-    return ROBOTS[robot]()
+    """The robot itself, or what the text names: one in ROBOTS, or a file of your own."""
+    return robot if isinstance(robot, Robot) else load_robot(robot)
 
 
 def proposals(env: ShieldedEnv, action: NDArray[Any]) -> NDArray[np.float64]:
@@ -61,7 +57,7 @@ def spaces(env: ShieldedEnv) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Box
 class ShieldedGymEnv(gymnasium.Env):
     """One robot; see the module's docstring. `violations` counts over all episodes."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata = {"render_modes": []}
 
     def __init__(
         self,

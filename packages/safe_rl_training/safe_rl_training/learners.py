@@ -9,17 +9,19 @@ from typing import Any
 from safe_rl_core.errors import ModelError
 from safe_rl_systems.robot import Robot
 
-from safe_rl_training import ppo, sac, shac
+from safe_rl_training import gradient, ppo, sac, staged
 from safe_rl_training.parts.learner import Learner
 
-Settings = shac.ShacSettings | sac.SacSettings | ppo.PpoSettings
+Settings = gradient.GradientSettings | sac.SacSettings | ppo.PpoSettings
 
-NAMES = ("shac", "sac", "ppo", "published")
+NAMES = ("staged", "ppo", "gradient", "sac", "published")
 #: Those whose work is nearly all in the compiled kernel.
-CPU_ONLY = ("shac",)
+CPU_ONLY = ("staged", "gradient")
 #: `--quick`: enough to go through every part once, too little to be good at anything.
 QUICK: Mapping[str, Mapping[str, Any]] = {
-    "shac": {"iterations": 24, "batch": 32, "horizon": (5, 20), "compiled": False},
+    "staged": {"iterations": 8, "gradient_iterations": 4, "count": 32, "steps": 64}
+    | {"critic_first": 1, "compiled": False},
+    "gradient": {"iterations": 24, "batch": 32, "horizon": (5, 20), "compiled": False},
     "sac": {"iterations": 8, "random_steps": 1024, "update_after": 1024},
     "ppo": {"iterations": 4, "count": 32, "steps": 64},
     "published": {"iterations": 4, "update_after": 1024},
@@ -31,8 +33,10 @@ def settings_of(
 ) -> Settings:
     """The learner's settings for any robot, with `changes` by field name."""
     settings: Settings
-    if name == "shac":
-        settings = shac.ShacSettings()
+    if name == "staged":
+        settings = staged.StagedSettings()
+    elif name == "gradient":
+        settings = gradient.GradientSettings()
     elif name == "sac":
         settings = sac.SacSettings()
     elif name == "ppo":
@@ -57,8 +61,10 @@ def make(
     name: str, robot: Robot, settings: Settings, seed: int, threads: int, device: str
 ) -> Learner:
     """A learner at its start."""
-    if isinstance(settings, shac.ShacSettings):
-        return shac.make(robot, settings, seed, threads, device)
+    if isinstance(settings, gradient.GradientSettings):
+        return gradient.make(robot, settings, seed, threads, device)
+    if isinstance(settings, staged.StagedSettings):
+        return staged.make(robot, settings, seed, threads, device)
     if isinstance(settings, ppo.PpoSettings):
         return ppo.make(robot, settings, seed, threads, device)
     return sac.make(robot, settings, seed, threads, device)

@@ -16,13 +16,14 @@ from safe_rl_core.bundle import file_hash
 from safe_rl_core.metrics import wilson
 
 from safe_rl_training.cluster import Jobs, run_jobs
+from safe_rl_training.parts.policy_file import policy_function
+from safe_rl_training.parts.tally import LISTED
 from safe_rl_training.phase_one import stored_backup
 from safe_rl_training.robot_source import load_robot
-from safe_rl_training.shielded_evaluation import evaluate_shielded, policy_function
+from safe_rl_training.shielded_evaluation import evaluate_shielded
 
 POLICY = Path("phase2") / "policy.onnx"
 PIECE = 250
-_LISTED = 100
 
 
 def evaluate_in_pieces(
@@ -106,7 +107,7 @@ def pooled(pieces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "steps": sum(each("steps")),
         "shielded": first["shielded"],
         "unsafe_episodes": unsafe,
-        "unsafe_seeds": [seed for piece in pieces for seed in piece["unsafe_seeds"]][:_LISTED],
+        "unsafe_seeds": [seed for piece in pieces for seed in piece["unsafe_seeds"]][:LISTED],
         "safety_probability": (total - unsafe) / total,
         "safety_interval_95": list(wilson(total - unsafe, total)),
         "violations": sum(each("violations")),

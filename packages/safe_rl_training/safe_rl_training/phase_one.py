@@ -12,19 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from safe_rl_core.bundle import Bundle
 from safe_rl_systems.backup.learned import feature_size, load_backup, with_backup
 from safe_rl_systems.robot import Robot
 
-from safe_rl_training.arrival_tuning import tune, with_gains
-from safe_rl_training.parts.arrival import Margins, Profile, safe_states
+from safe_rl_training.arrival_tuning import Gains, with_tuning
 from safe_rl_training.parts.report import write_training_record
-from safe_rl_training.safe_arrival import ArrivalSettings, train_backup
+from safe_rl_training.safe_arrival import ArrivalSettings, baseline, train_backup
 
 BACKUPS = ("learned", "tuned", "analytic")
 Say = Callable[[str], None]
-#: States from which the scales of a plan's margins are measured.
-_SCALES = 4096
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,14 @@ class Found:
 
     robot: Robot
     record: dict[str, Any]
+
+
+def refuse_impossible(robot: Robot, backup: str) -> None:
+    """ModelError that says what the robot lacks for this backup, before anything is trained."""
+    if backup == "learned":
+        feature_size(robot)
+    elif backup == "tuned":
+        Gains.of(robot)
 
 
 def backup_of(
@@ -44,25 +49,26 @@ def backup_of(
     quick: bool,
     threads: int,
     resume: bool,
+    bundle: Bundle | None = None,
     say: Say = print,
 ) -> Found:
-    """The robot with one of BACKUPS; `out` is phase I's folder."""
+    """The robot with one of BACKUPS; `out` is phase I's folder.
+
+    A robot with assumed bounds needs a `bundle` that holds its certificate.
+    """
+    refuse_impossible(robot, backup)
     if backup == "analytic":
         say("  the robot's own, nothing to train")
         return stored_backup(robot, backup, out)
     if resume and (out / "record.json").is_file():
         say("  as it was found before")
         return stored_backup(robot, backup, out)
+    settings = ArrivalSettings.quick() if quick else ArrivalSettings()
     if backup == "tuned":
-        return _tuned(robot, seed, out, quick, say)
-    feature_size(robot)  # says what is missing before anything is trained
+        return _tuned(robot, settings, seed, out, bundle, say)
     begun = resume and (out / "checkpoint.pt").is_file()
-    result = train_backup(robot, _settings(quick), seed, out, begun, say, threads)
+    result = train_backup(robot, settings, seed, out, begun, say, threads, bundle=bundle)
     return Found(result.robot, {"backup": backup, **result.record})
-
-
-def _settings(quick: bool) -> ArrivalSettings:
-    return ArrivalSettings.quick() if quick else ArrivalSettings()
 
 
 def stored_backup(robot: Robot, backup: str, out: Path) -> Found:
@@ -71,17 +77,15 @@ def stored_backup(robot: Robot, backup: str, out: Path) -> Found:
         return Found(robot, {"backup": backup})
     record = {"backup": backup, **json.loads((out / "record.json").read_text())}
     if backup == "tuned":
-        gains = torch.tensor([gain["tuned"] for gain in record["tuning"].values()])
-        return Found(with_gains(robot, gains), record)
+        return Found(with_tuning(robot, record["tuning"]), record)
     return Found(with_backup(robot, load_backup(out / "backup.npz", robot)), record)
 
 
-def _tuned(robot: Robot, seed: int, out: Path, quick: bool, say: Say) -> Found:
+def _tuned(
+    robot: Robot, settings: ArrivalSettings, seed: int, out: Path, bundle: Bundle | None, say: Say
+) -> Found:
     """The analytic law with gains by cross-entropy, and nothing else."""
-    states = safe_states(robot, _SCALES, torch.Generator().manual_seed(seed))
-    margins = Margins.measured(robot, states, Profile.nominal(robot))
-    gains, tuning = tune(robot, margins, _settings(quick).tuning, seed, say)
-    record = {"backup": "tuned", "tuning": tuning}
+    _, tuning = baseline(robot, settings, seed, bundle, say)
     out.mkdir(parents=True, exist_ok=True)
-    write_training_record(record, out / "record.json")
-    return Found(with_gains(robot, gains), record)
+    write_training_record({"backup": "tuned", "tuning": tuning}, out / "record.json")
+    return stored_backup(robot, "tuned", out)

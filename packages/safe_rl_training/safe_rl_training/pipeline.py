@@ -1,10 +1,11 @@
 """From a robot's definition to a bundle that flies: both phases of PS2-RL in one go.
 
-    phase I -> certificate -> phase II -> export -> evaluation -> bundle
+    certificate -> phase I -> certificate -> phase II -> export -> evaluation -> bundle
 
     OUT/run.json                  what was asked for, and the wall time of each part
     OUT/phase1/                   checkpoint, backup.npz, record.json, tb/
-    OUT/certificate/              search of the proof; only for a robot that states its bounds
+    OUT/certificate/              only for a robot that states its bounds: the search of the proof,
+                                  the programs that were proved (phase I changes the program)
     OUT/phase2/                   checkpoint.pt, policy.onnx, tb/
     OUT/training.json, CARD.md, learning_curve.png
     OUT/<bundle>/                 what `safe-rl fly --bundle` takes
@@ -41,7 +42,7 @@ from safe_rl_training.parts.networks import PolicyNetwork
 from safe_rl_training.parts.provenance import provenance
 from safe_rl_training.parts.report import write_training_record
 from safe_rl_training.parts.training_log import draw_returns
-from safe_rl_training.phase_one import backup_of
+from safe_rl_training.phase_one import backup_of, refuse_impossible
 from safe_rl_training.plan import Plan
 from safe_rl_training.proof import prove
 from safe_rl_training.robot_source import load_robot, shown
@@ -103,6 +104,7 @@ def train(
     """
     torch.set_num_threads(plan.threads)
     robot = load_robot(plan.source)
+    refuse_impossible(robot, plan.backup)
     settings = learners.settings_of(plan.learner, robot, plan.quick, plan.changes)
     # Taken before the first step: the sources may change while the training runs.
     made_by = provenance(plan.command(), plan.seed, plan.threads)
@@ -112,21 +114,19 @@ def train(
         return json.loads((out / "training.json").read_text())
     run.save()
     _print_plan(run, robot, settings)
+    certified = _certified(run, robot, "certificate: bounds, base set, independent check", made_by)
     with run.part("phase1", f"phase I: {plan.backup} backup policy"):
         found = backup_of(
             robot, plan.backup, seed=plan.seed, out=out / "phase1", quick=plan.quick,
-            threads=plan.threads, resume=resume, say=say,
+            threads=plan.threads, resume=resume, bundle=certified, say=say,
         )  # fmt: skip
         robot = found.robot
     if plan.phase1_only:
         say(f"phase I is done, as asked for; the whole: {plan.command()} --out {out} --resume")
         return {"phase1": found.record, "seconds": dict(run.seconds)}
-    certificate = None
-    if robot.robust is not None:
-        with run.part("certificate", "certificate: bounds, base set, independent check"):
-            certificate = prove(
-                robot, out / "certificate", plan.threads, made_by, resume=resume, say=say
-            )
+    if plan.backup != "analytic":
+        certified = _certified(run, robot, "certificate, with this backup policy", made_by)
+    certificate = None if certified is None else certified.robust
     kernel = batch_kernel(robot, plan.threads)
     with run.part("phase2", f"phase II: {plan.learner}, shielded"):
         learner, standing = _phase_two(run, robot, settings, kernel, resume)
@@ -146,6 +146,14 @@ def train(
     run.finished = True
     run.save()
     return record
+
+
+def _certified(run: _Run, robot: Robot, title: str, made_by: dict[str, str]) -> Bundle | None:
+    """A bundle with the robot's certificate; None if it assumes no bounds."""
+    if robot.robust is None:
+        return None
+    with run.part("certificate", title):
+        return prove(robot, run.out / "certificate", run.plan.threads, made_by, say=run.say)
 
 
 def _open(
@@ -175,10 +183,12 @@ def _plain(settings: learners.Settings) -> dict[str, Any]:
 
 def _print_plan(run: _Run, robot: Robot, settings: learners.Settings) -> None:
     plan, episodes = run.plan, run.plan.episodes
-    steps = [f"phase I      {plan.backup} backup policy, {robot.horizon} periods ahead"]
+    proof = "certificate  derived, proved, and checked by the second program"
+    steps = [] if robot.robust is None else [proof]
+    steps.append(f"phase I      {plan.backup} backup policy, {robot.horizon} periods ahead")
     if not plan.phase1_only:
-        if robot.robust is not None:
-            steps.append("certificate  derived, proved, and checked by the second program")
+        if robot.robust is not None and plan.backup != "analytic":
+            steps.append("certificate  again, for the program with that backup policy")
         steps += [
             f"phase II     {plan.learner}, {settings.iterations} iterations, shielded",
             f"evaluation   {episodes[1]} episodes each: ps2, backup, stop, unshielded",

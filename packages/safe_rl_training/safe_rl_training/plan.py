@@ -23,7 +23,7 @@ class Plan:
     source: str
     seed: int = 0
     backup: str = "learned"
-    learner: str = "shac"
+    learner: str = "staged"
     quick: bool = False
     threads: int = 2
     device: str = "cpu"

@@ -51,9 +51,9 @@ from safe_rl_core.errors import ModelError
 from safe_rl_systems.robot import Robot
 from torch import Tensor, nn
 
-from safe_rl_training.envs import BACKUP, PASSED, ShieldedEnv, Transition, observation_sample
-from safe_rl_training.parts.learner import check_finite
-from safe_rl_training.parts.networks import network_for
+from safe_rl_training.envs import ShieldedEnv, Transition, observation_sample
+from safe_rl_training.parts.learner import check_finite, flown_scalars
+from safe_rl_training.parts.networks import mlp, network_for
 from safe_rl_training.projection_layer import ProjectionLayer
 
 #: Learning rates of the policy that the KL divergence may lead to.
@@ -67,7 +67,8 @@ class PpoSettings:
     A batch is `count` robots times `steps` periods. `discount` γ, `trace` λ, `clip` c, `spread` σ
     at the start, `distance_weight` w, `keep`: rows kept for the second term. `kl` is the target of
     the divergence per batch, falling linearly to `kl_at_end`; `memory`: weight of the old mean and
-    spread of the returns per iteration.
+    spread of the returns per iteration. In the first `critic_first` iterations only V learns, so
+    that a policy that is good already is not spoilt.
     """
 
     iterations: int = 600
@@ -89,6 +90,7 @@ class PpoSettings:
     gradient_limit: float = 1.0
     memory: float = 0.9
     starts: Literal["task", "mixed"] = "mixed"
+    critic_first: int = 0
 
     def __post_init__(self) -> None:
         if self.count * self.steps % self.minibatch:
@@ -116,13 +118,7 @@ class Critic(nn.Module):
 
     def __init__(self, observation_size: int, hidden: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Linear(observation_size, hidden),
-            nn.Tanh(),
-            nn.Linear(hidden, hidden),
-            nn.Tanh(),
-            nn.Linear(hidden, 1),
-        )
+        self.body = mlp(observation_size, hidden, 1)
         self.register_buffer("centre", torch.zeros(()))
         self.register_buffer("spread", torch.ones(()))
 
@@ -133,9 +129,9 @@ class Critic(nn.Module):
     @torch.no_grad()
     def rescale(self, centre: Tensor, spread: Tensor) -> None:
         """New units for the body's output; V itself stays as it is."""
-        last = self.body[-1]
-        last.weight.mul_(self.spread / spread)
-        last.bias.mul_(self.spread).add_(self.centre - centre).div_(spread)
+        weight, bias = self.body[-1].parameters()
+        weight.mul_(self.spread / spread)
+        bias.mul_(self.spread).add_(self.centre - centre).div_(spread)
         self.centre.copy_(centre)
         self.spread.copy_(spread)
 
@@ -279,7 +275,7 @@ class Ppo:
             flown.append(self.env.step(proposed.cpu().numpy()))
             means.append(mean)
             proposals.append(a)
-        return self._batch(flown, torch.stack(means), torch.stack(proposals)), _figures(flown)
+        return self._batch(flown, torch.stack(means), torch.stack(proposals)), flown_scalars(flown)
 
     def _batch(self, flown: list[Transition], mean: Tensor, a: Tensor) -> Batch:
         def stacked(name: str) -> Tensor:
@@ -306,18 +302,22 @@ class Ppo:
         self.critic.rescale(centre, spread)
 
     def _update(self, batch: Batch) -> dict[str, float]:
-        old, count = self.log_spread.detach().clone(), len(batch.a)
-        for _ in range(self.settings.epochs):
-            order = torch.randperm(count, generator=self._generator).to(self.device)
-            parts = order.split(self.settings.minibatch)
-            losses = torch.stack([self._step(batch[index], old) for index in parts]).mean(0)
+        old = self.log_spread.detach().clone()
+        losses = [self._epoch(batch, old) for _ in range(self.settings.epochs)][-1]
         names = ("loss/policy", "loss/value", "loss/distance", "kl")
         last = dict(zip(names, losses.tolist(), strict=True))
-        self._follow_divergence(last["kl"])
+        if self.iteration >= self.settings.critic_first:
+            self._follow_divergence(last["kl"])
         return last | {
             "learning_rate": self._actor_optimiser.param_groups[0]["lr"],
             "spread": float(self.log_spread.detach().exp().mean()),
         }
+
+    def _epoch(self, batch: Batch, old: Tensor) -> Tensor:
+        """All minibatches once. -> mean of what `_step` returns."""
+        order = torch.randperm(len(batch.a), generator=self._generator).to(self.device)
+        parts = order.split(self.settings.minibatch)
+        return torch.stack([self._step(batch[index], old) for index in parts]).mean(0)
 
     def _step(self, part: Batch, old: Tensor) -> Tensor:
         """One step of both optimisers on a minibatch. -> policy, value, distance loss, KL."""
@@ -332,10 +332,10 @@ class Ppo:
         wrong = (self._value(part.observation) - part.target) / self.critic.spread
         value_loss = (wrong**2).mean()
         actor = [*self.policy.parameters(), self.log_spread]
-        for optimiser, loss, parameters in (
-            (self._actor_optimiser, s.distance_weight * distance - gain, actor),
-            (self._critic_optimiser, value_loss, list(self.critic.parameters())),
-        ):
+        steps = [(self._critic_optimiser, value_loss, list(self.critic.parameters()))]
+        if self.iteration >= s.critic_first:
+            steps.append((self._actor_optimiser, s.distance_weight * distance - gain, actor))
+        for optimiser, loss, parameters in steps:
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, s.gradient_limit)
@@ -359,19 +359,6 @@ class Ppo:
 
     def _tensor(self, array: Any) -> Tensor:
         return torch.as_tensor(array).to(self.device, torch.float32)
-
-
-def _figures(flown: list[Transition]) -> dict[str, float]:
-    """What the collection shows; "return": of ended episodes that began at the task's start."""
-    verdict = torch.stack([torch.from_numpy(one.verdict) for one in flown])
-    figures = {
-        "reward": float(torch.stack([torch.from_numpy(one.reward) for one in flown]).mean()),
-        "intervention": float((verdict != PASSED).float().mean()),
-        "fallback": float((verdict == BACKUP).float().mean()),
-    }
-    done = torch.cat([torch.from_numpy(one.returns[one.ended]) for one in flown])
-    done = done[done.isfinite()]
-    return figures | ({"return": float(done.mean())} if len(done) else {})
 
 
 def make(robot: Robot, settings: PpoSettings, seed: int, threads: int, device: str) -> Ppo:

@@ -11,7 +11,7 @@ and P(o, u) its projection onto the shield's rows at the state of o:
 
 The gradient of the actor goes through P. The last term, in the metric of the projection, is what
 still acts along directions that the rows block: without it proposals drift there. P is the
-projection alone, onto the `keep` rows that `envs.facing_rows` chose when the state was visited;
+projection alone, onto the `keep` rows that `facing_rows` chose when the state was visited;
 the shield, which executes, has all rows, and verifies and blends too.
 
 Source: PS2-RL (arXiv 2606.14536) and its released settings. What they do that `SacSettings()` does
@@ -33,27 +33,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from safe_rl_core.errors import ModelError
 from safe_rl_core.kernel.batch import BatchKernel
 from safe_rl_systems.build import batch_kernel
 from safe_rl_systems.robot import Robot
 from torch import Tensor, nn
-from torch.nn import functional
 
-from safe_rl_training.envs import BACKUP, PASSED, ShieldedEnv, Transition, observation_sample
-from safe_rl_training.parts.learner import ReturnScale, check_finite
-from safe_rl_training.parts.networks import PolicyNetwork, network_for
+from safe_rl_training.envs import ShieldedEnv, Transition, observation_sample
+from safe_rl_training.parts.learner import ReturnScale, check_finite, flown_scalars
+from safe_rl_training.parts.networks import load_policy, network_for
 from safe_rl_training.parts.replay import Batch, Replay
+from safe_rl_training.parts.stochastic import Actor, TwinCritic
 from safe_rl_training.projection_layer import ProjectionLayer
 
-#: log std = LOWEST + HALF_SPAN (tanh + 1), in [-5, 2], as published.
-LOWEST, HALF_SPAN = -5.0, 3.5
 REMEDIES = {
     "loss/critic": "lower critic_rate",
     "loss/actor": "lower critic_rate or actor_rate",
@@ -100,7 +96,7 @@ class SacSettings:
     gradient_limit: float = 5.0
     normalised: bool = True
     terminal_limit: bool = False
-    starts: str = "mixed"
+    starts: Literal["task", "mixed"] = "mixed"
     warm_start: str | None = None
 
     @classmethod
@@ -133,48 +129,6 @@ class SacSettings:
         )
 
 
-class Actor(nn.Module):
-    """The policy, whose output is the mean action, and a second head for the noise."""
-
-    def __init__(self, policy: PolicyNetwork, hidden: int) -> None:
-        super().__init__()
-        self.policy = policy
-        self.log_std = nn.Linear(hidden, len(policy.centre))
-        with torch.no_grad():
-            self.log_std.weight.mul_(0.1)
-            self.log_std.bias.zero_()
-
-    def forward(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Observations (B, k), standard normal noise (B, m) -> a~ (B, m), log p(a~) (B,)."""
-        features = self.policy.body[:-1](self.policy.normalise(observation))
-        log_std = LOWEST + HALF_SPAN * (torch.tanh(self.log_std(features)) + 1.0)
-        z = self.policy.body[-1](features) + log_std.exp() * noise
-        # log(1 - tanh² z), without its cancellation
-        slope = 2.0 * (math.log(2.0) - z - functional.softplus(-2.0 * z))
-        each = -0.5 * noise**2 - log_std - 0.5 * math.log(2.0 * math.pi) - slope
-        return torch.tanh(z), each.sum(-1)
-
-
-class TwinCritic(nn.Module):
-    """Two critics with two hidden layers each, evaluated together."""
-
-    def __init__(self, inputs: int, hidden: int) -> None:
-        super().__init__()
-        sizes = (inputs, hidden, hidden, 1)
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for size, width in pairwise(sizes):
-            bound = size**-0.5
-            self.weights.append(nn.Parameter(torch.empty(2, size, width).uniform_(-bound, bound)))
-            self.biases.append(nn.Parameter(torch.empty(2, 1, width).uniform_(-bound, bound)))
-
-    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        """(B, k), (B, m) -> (2, B)."""
-        value = torch.cat((observation, action), -1).expand(2, -1, -1)
-        for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            value = torch.baddbmm(bias, functional.relu(value) if k else value, weight)
-        return value[..., 0]
-
-
 class Sac:
     """A run of the module docstring's algorithm; see `parts/learner.py`."""
 
@@ -195,7 +149,7 @@ class Sac:
         self._generator = torch.Generator().manual_seed(seed)
         self._make_networks(seed)
         if settings.warm_start is not None:
-            _warm_start(self.policy, Path(settings.warm_start))
+            load_policy(self.policy, Path(settings.warm_start))
         elif settings.normalised:
             seen = observation_sample(robot, kernel, seed)
             self.policy.measure_normalisation(torch.from_numpy(seen).to(self.device))
@@ -255,7 +209,7 @@ class Sac:
             if self.env.steps >= self.settings.update_after:
                 learned += [self._update() for _ in range(self.settings.updates)]
         self.iteration += 1
-        scalars = _flown(flown)
+        scalars = flown_scalars(flown)
         scalars["reward_scale"] = self._unit
         if learned:
             means = {k: torch.stack([d[k] for d in learned if k in d]) for k in learned[-1]}
@@ -414,36 +368,6 @@ class Sac:
         norm = nn.utils.clip_grad_norm_(parameters, self.settings.gradient_limit)
         optimiser.step()
         return norm
-
-
-def _flown(transitions: list[Transition]) -> dict[str, float]:
-    """What the robots did in some periods."""
-    verdicts = np.stack([t.verdict for t in transitions])
-    scalars = {
-        "reward": float(np.mean([t.reward for t in transitions])),
-        "intervention": float((verdicts != PASSED).mean()),
-        "backup": float((verdicts == BACKUP).mean()),
-    }
-    finished = np.concatenate([t.returns[t.ended] for t in transitions])
-    finished = finished[np.isfinite(finished)]
-    if len(finished):
-        scalars["return"] = float(finished.mean())
-    return scalars
-
-
-def _warm_start(policy: PolicyNetwork, path: Path) -> None:
-    """Weights and normalisation of another policy of the same shape."""
-    if not path.is_file():
-        raise ModelError(f"warm_start: there is no file {path}; give the state dict of a policy")
-    stored = torch.load(path, weights_only=True, map_location="cpu")
-    expected = {name: tuple(t.shape) for name, t in policy.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in stored.items() if isinstance(t, Tensor)}
-    if found != expected:
-        raise ModelError(
-            f"warm_start: {path} holds {found}, this policy needs {expected}; choose `hidden` and "
-            "the robot of the stored policy"
-        )
-    policy.load_state_dict(stored)
 
 
 def make(

@@ -1,6 +1,7 @@
 """Phase I of PS2-RL: the backup policy with a large implicit set, whichever learner finds it.
 
     tune        the analytic recovery's gains by cross-entropy: the baseline    (arrival_tuning.py)
+                left out for a recovery law whose gains nobody names
     learn       a correction network      (a `Learner`: arrival_rollout.py or arrival_td3.py)
     select      after every few blocks: the share of held-out states that the network's own kernel
                 saves; the best network so far is kept
@@ -10,8 +11,8 @@
 For a robot with a certificate "saves" means VALID, and after every selection the margins that
 VALID asks for are measured anew on plans of the present network.
 
-Results in the run's folder: checkpoint.pt, backup.npz, record.json. A resumed run gives the same
-numbers, bit for bit, as one that was not interrupted.
+Results in the run's folder: checkpoint.pt, backup.npz, record.json, tb/. A resumed run gives the
+same numbers, bit for bit, as one that was not interrupted.
 """
 
 from __future__ import annotations
@@ -27,24 +28,29 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from safe_rl_core.bundle import Bundle
 from safe_rl_core.errors import ModelError
-from safe_rl_systems.backup.learned import Layers, save_backup, with_backup
+from safe_rl_systems.backup.learned import (
+    Layers,
+    analytic_recovery,
+    save_backup,
+    with_backup,
+)
 from safe_rl_systems.robot import Robot
 
 from safe_rl_training.arrival_rollout import RolloutArrival, RolloutSettings
 from safe_rl_training.arrival_td3 import TdArrival, TdSettings
-from safe_rl_training.arrival_tuning import TuningSettings, tune, with_gains
+from safe_rl_training.arrival_tuning import (
+    Gains,
+    Tuning,
+    TuningSettings,
+    tune,
+    with_tuning,
+)
 from safe_rl_training.parts import checkpoint
 from safe_rl_training.parts.arrival import Array, Margins, Profile, safe_states
-from safe_rl_training.parts.arrival_measures import (
-    judge,
-    measure,
-    robust_kernel,
-    saved,
-    shipped_bundle,
-)
+from safe_rl_training.parts.arrival_measures import judge, measure, robust_kernel, saved
+from safe_rl_training.parts.training_log import TrainingLog
 
 Say = Callable[[str], None]
-Log = Callable[[int, dict[str, float]], None]
 HELD_OUT_SEED, MEASURED_SEED = 10**9, 10**9 + 1
 _SCALES = 4096
 
@@ -147,12 +153,14 @@ class BackupResult:
 
 @dataclass
 class Run:
-    """Where a run stands. `best` and its `score` on the held-out states; `history` of both."""
+    """Where a run stands. `best` and its `score` on the held-out states; `history` of both.
+
+    `tuning`: the gains of the analytic law as the tuner found them; None where it knows none.
+    """
 
     learner: Learner
-    tuned: torch.Tensor
-    gains: dict[str, Any]
     best: Layers
+    tuning: Tuning | None = None
     score: float = -1.0
     elapsed: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -161,8 +169,7 @@ class Run:
         """Tensors and plain values."""
         return {
             "learner": self.learner.state_dict(),
-            "tuned": self.tuned,
-            "gains": json.dumps(self.gains),
+            "tuning": self.tuning,
             "best": [tensor for layer in self.best for tensor in layer],
             "score": self.score,
             "elapsed": self.elapsed,
@@ -172,7 +179,7 @@ class Run:
     def load_state_dict(self, stored: dict[str, Any]) -> None:
         """Go on where `state_dict` was called."""
         self.learner.load_state_dict(stored["learner"])
-        self.tuned, self.gains = stored["tuned"], json.loads(stored["gains"])
+        self.tuning = stored["tuning"]
         best = stored["best"]
         self.best = tuple((best[i], best[i + 1]) for i in range(0, len(best), 2))
         self.score, self.elapsed = stored["score"], stored["elapsed"]
@@ -189,43 +196,73 @@ def train_backup(
     threads: int = 1,
     *,
     bundle: Bundle | None = None,
-    log: Log = lambda iteration, scalars: None,
 ) -> BackupResult:
-    """Phase I in the folder `out`.
+    """Phase I in the folder `out`; Ctrl-C leaves a checkpoint and raises KeyboardInterrupt.
 
-    `say` gets a line and `log` the share saved per selection, `log` also every iteration's
-    scalars; `bundle` holds the certificate of a robust robot (default: the shipped one).
+    A robot with assumed bounds needs a `bundle` that holds its certificate.
     """
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    bundle = bundle or shipped_bundle(robot)
+    bundle = _judge_of(robot, bundle)
     held_out = _states(robot, settings.held_out, settings, HELD_OUT_SEED)
     learner = LEARNERS[type(settings.learner)](robot, settings.learner, seed)
-    run = Run(learner, torch.zeros(0), {}, learner.layers)
+    run = Run(learner, learner.layers)
     stored = {"robot": robot.name, "seed": str(seed), "settings": json.dumps(asdict(settings))}
     path = out / "checkpoint.pt"
     if resume:
         run.load_state_dict(checkpoint.load(path, stored))
         started -= run.elapsed
     else:
-        _prepare(run, robot, settings, seed, held_out, bundle, say)
+        profile, run.tuning = baseline(robot, settings, seed, bundle, say)
+        if bundle is not None:
+            _tighten(learner, profile)
     last = settings.learner.iterations
     every = math.ceil(last / settings.selections)
-    while learner.iteration < last:
-        scalars = learner.iterate()
-        log(learner.iteration, scalars)
-        if learner.iteration % every == 0 or learner.iteration == last:
-            _select(run, robot, held_out, bundle, threads)
-            log(learner.iteration, {"volume/held_out": run.history[-1]["held_out"]})
-            run.history[-1] |= scalars
-            run.elapsed = time.monotonic() - started
-            checkpoint.save(path, stored, run.state_dict())
-            say(
-                f"backup of {robot.name}: {learner.iteration}/{last}, saves "
-                f"{run.history[-1]['held_out']:.4f} of {len(held_out)} held-out states "
-                f"(best {run.score:.4f}), {run.elapsed:.0f} s"
-            )
-    return _finish(run, robot, settings, out, bundle, threads)
+    log = TrainingLog(out / "tb", "phase I", learner.iteration, last)
+    try:
+        with checkpoint.StopRequest() as stop:
+            while learner.iteration < last:
+                scalars = learner.iterate()
+                due = learner.iteration % every == 0 or learner.iteration == last
+                if due:
+                    _select(run, robot, held_out, bundle, threads)
+                    run.history[-1] |= scalars
+                    scalars = {**scalars, "volume/held_out": run.history[-1]["held_out"]}
+                known = {name: value for name, value in scalars.items() if math.isfinite(value)}
+                log.scalars(learner.iteration, known)
+                log.advance(_note(run, len(held_out)))
+                if due or stop.asked:
+                    run.elapsed = time.monotonic() - started
+                    checkpoint.save(path, stored, run.state_dict())
+                if stop.asked and learner.iteration < last:
+                    raise KeyboardInterrupt
+    finally:
+        log.close()
+    say("  measuring on states that neither training nor selection saw")
+    result = _finish(run, robot, settings, out, bundle, threads)
+    saved_by = {name: found["share"] for name, found in result.measures["volume"].items()}
+    say(f"  saved: {', '.join(f'{name} {value:.4f}' for name, value in saved_by.items())}")
+    return result
+
+
+def _note(run: Run, states: int) -> str:
+    """What the progress line says besides the time left."""
+    if not run.history:
+        return ""
+    latest = run.history[-1]["held_out"]
+    return f"saves {latest:.4f} of {states} held-out states (best {run.score:.4f})"
+
+
+def _judge_of(robot: Robot, bundle: Bundle | None) -> Bundle | None:
+    """The bundle by whose certificate plans are VALID; None where the nominal kernel judges."""
+    if robot.robust is None:
+        return None
+    if bundle is None or bundle.robust is None:
+        raise ModelError(
+            f"{robot.name} assumes bounds, so its plans are judged by VALID, which needs a bundle "
+            "with a certificate of this robot; got none. safe-rl verify makes one"
+        )
+    return bundle
 
 
 def _states(robot: Robot, count: int, settings: ArrivalSettings, seed: int) -> Array:
@@ -233,23 +270,27 @@ def _states(robot: Robot, count: int, settings: ArrivalSettings, seed: int) -> A
     return safe_states(robot, count, torch.Generator().manual_seed(seed)).double().numpy()
 
 
-def _prepare(
-    run: Run,
-    robot: Robot,
-    settings: ArrivalSettings,
-    seed: int,
-    held_out: Array,
-    bundle: Bundle | None,
-    say: Say,
-) -> None:
-    """Measure the margins of the analytic plans, tune the baseline, and score the start."""
+def baseline(
+    robot: Robot, settings: ArrivalSettings, seed: int, bundle: Bundle | None, say: Say
+) -> tuple[Profile, Tuning | None]:
+    """The margins that the analytic plans need, and that law's gains as the tuner finds them.
+
+    No gains where nobody names them.
+    """
     profile = Profile.nominal(robot)
     if bundle is not None:
+        held_out = _states(robot, settings.held_out, settings, HELD_OUT_SEED)
         profile = judge(robust_kernel(robot, bundle), held_out)[1] or profile
-        _tighten(run.learner, profile)
+    if Gains.find(robot) is None:
+        law = type(analytic_recovery(robot)).__name__
+        say(
+            f"  no tuned baseline: the gains of {law} are not known to the tuner; an attribute "
+            "`tunable` would name them (docs/your_robot.md)"
+        )
+        return profile, None
     sample = safe_states(robot, _SCALES, torch.Generator().manual_seed(seed))
     margins = Margins.measured(robot, sample, profile)
-    run.tuned, run.gains = tune(robot, margins, settings.tuning, seed, say)
+    return profile, tune(robot, margins, settings.tuning, seed, say)
 
 
 def _tighten(learner: Learner, profile: Profile | None) -> None:
@@ -282,7 +323,8 @@ def _finish(
 ) -> BackupResult:
     save_backup(out / "backup.npz", robot, run.best)
     learned = with_backup(robot, run.best)
-    policies = {"analytic": robot, "tuned": with_gains(robot, run.tuned), "learned": learned}
+    tuned = {} if run.tuning is None else {"tuned": with_tuning(robot, run.tuning)}
+    policies = {"analytic": robot, **tuned, "learned": learned}
     pooled = settings.pooled if bundle is None else settings.pooled // settings.robust_share
     measures = measure(
         policies,
@@ -301,7 +343,7 @@ def _finish(
         "settings": asdict(settings),
         "training_s": run.elapsed,
         "history": run.history,
-        "tuning": run.gains,
+        "tuning": run.tuning,
         "measures": measures,
     }
     (out / "record.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safe_rl_core.errors import ModelError
+from safe_rl_core.record import VERDICTS
 from safe_rl_systems.robot import Robot
 from torch import nn
 
 from safe_rl_training.envs import ShieldedEnv
-from safe_rl_training.gym_env import VERDICTS, proposals, robot_of, spaces
+from safe_rl_training.gym_env import proposals, robot_of, spaces
 from safe_rl_training.parts.networks import ACTIVATIONS, PolicyNetwork, network_for
 
 try:
@@ -127,7 +128,7 @@ def policy_network(model: BaseAlgorithm, robot: Robot) -> PolicyNetwork:
             mine.bias.copy_(theirs.bias)
     normalise = model.get_vec_normalize_env()
     if normalise is not None and normalise.norm_obs:
-        seen = normalise.obs_rms
+        seen: Any = normalise.obs_rms
         network.mean.copy_(torch.from_numpy(seen.mean))
         network.std.copy_(torch.from_numpy(np.sqrt(seen.var + normalise.epsilon)))
     return network

@@ -23,27 +23,24 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import numpy_helper
 from safe_rl_core.adversary import Adversaries, WorstCorner
 from safe_rl_core.bundle import Bundle
 from safe_rl_core.errors import ModelError, SafeRLError
-from safe_rl_core.kernel.batch import BACKUP, PASSED, BatchKernel
-from safe_rl_core.metrics import wilson
-from safe_rl_core.record import VERDICTS
-from safe_rl_systems.build import batch_kernel, description
+from safe_rl_core.kernel.batch import BatchKernel
 from safe_rl_systems.robot import Robot
 
+from safe_rl_training.parts.case import Case, case_of
+from safe_rl_training.parts.policy_file import PolicyFunction, policy_function
+from safe_rl_training.parts.start_path import start_path, startable
+from safe_rl_training.parts.tally import Tally, tallied_scores
+
 Array = NDArray[np.float64]
-#: From observations (B, k) float32 to proposals (B, m) in SI units.
-PolicyFunction = Callable[[Any], Any]
 #: From true states (B, n) and the task time in s to proposals (B, m); nan: none.
 Propose = Callable[[Array, float], Array]
 NAMED = ("backup", "stop", "adversarial")
@@ -51,60 +48,6 @@ STARTS = {"task": "initial_state", "recoverable": "operating_state"}
 BLOCK = 256
 MOST_DRAWS = 100_000
 SAY_EVERY_S = 5.0
-
-
-@dataclass(frozen=True)
-class Case:
-    """What a flight needs to know of a robot; `rest` makes the kernel of `WorstCorner`."""
-
-    kernel: BatchKernel
-    rest: Callable[[], BatchKernel]
-    period: float
-    steps: int
-    delay_steps: int
-    input_low: Array
-    input_high: Array
-    input_scale: Array
-    stop_action: Array
-    margin: Array
-    rows: tuple[str, ...]
-    tracked: dict[str, int]
-
-
-def case_of(robot: Robot | Bundle, threads: int, kernel: BatchKernel | None = None) -> Case:
-    """The case of a robot's definition or of a bundle; `kernel` if there is one already."""
-    if isinstance(robot, Bundle):
-        own, source, duration = robot.kernel(), robot, robot.task.duration_s
-        states, inputs, rows = robot.states, robot.inputs, robot.safe_set_names
-        period, margins = robot.period, robot.margins
-        kernel = kernel or BatchKernel.of(robot, threads)
-
-        def rest() -> BatchKernel:
-            return BatchKernel(own.compiled, own.theorem, own.horizon - 1, threads)
-    else:
-        source, duration = robot, robot.duration
-        states, inputs, rows = robot.system.states, robot.system.inputs, robot.safe_set.names
-        period, margins = robot.system.period, description(robot)["margins"]
-        kernel = kernel or batch_kernel(robot, threads)
-
-        def rest() -> BatchKernel:
-            return batch_kernel(replace(robot, horizon=robot.horizon - 1), threads)
-
-    names = [channel.name for channel in states]
-    return Case(
-        kernel=kernel,
-        rest=rest,
-        period=period,
-        steps=max(1, round(duration / period)),
-        delay_steps=source.delay_steps,
-        input_low=np.array([c.low for c in inputs]),
-        input_high=np.array([c.high for c in inputs]),
-        input_scale=np.array(source.input_scale),
-        stop_action=np.array(source.stop_action),
-        margin=np.array([margins[name] for name in rows]),
-        rows=tuple(rows),
-        tracked={name: names.index(name) for name in source.task.tracked},
-    )
 
 
 def evaluate_shielded(
@@ -149,7 +92,7 @@ def evaluate_shielded(
                 done = found[-1].seeds[-1] + 1 - seed
                 left = (spoken - begun) * (episodes - done) / done
                 say(f"{done} of {episodes} episodes, {left:.0f} s left")
-    scores = _scores(case, found, shielded)
+    scores = tallied_scores(case, found, shielded)
     scores["steps_per_s"] = scores["steps"] / (time.monotonic() - begun)
     if anchors is not None:
         scores["safe_reward"] = safe_reward(scores, *anchors)
@@ -162,45 +105,6 @@ def safe_reward(scores: Mapping[str, Any], stop: float, best: float) -> float:
         raise ModelError(f"the best known safe return must exceed that of 'stop': {best}, {stop}")
     safe = scores["safe_return_mean"]
     return 0.0 if safe is None else scores["safety_probability"] * (safe - stop) / (best - stop)
-
-
-def policy_function(path: Path) -> tuple[PolicyFunction, dict[str, str]]:
-    """A policy.onnx that `export.py` wrote as a function of many observations; its metadata.
-
-    onnxruntime takes what the file says: one observation per call.
-    """
-    try:
-        model = onnx.load(str(path))
-    except Exception as error:  # each of protobuf, OSError and ValueError may come
-        raise ModelError(f"{path} is no ONNX file: {error}; export the policy again") from error
-    value = {w.name: torch.tensor(numpy_helper.to_array(w)) for w in model.graph.initializer}
-    operators: dict[str, Callable[..., torch.Tensor]] = {
-        "Sub": torch.sub, "Div": torch.div, "Mul": torch.mul, "Add": torch.add,
-        "Tanh": torch.tanh, "Relu": torch.relu, "Gemm": torch.nn.functional.linear,
-    }  # fmt: skip
-    chain, before = [], "observation"
-    for node in model.graph.node:
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        wanted = {"transB": 1} if node.op_type == "Gemm" else {}
-        known = all(name in value for name in node.input[1:]) and attributes == wanted
-        if node.op_type not in operators or node.input[0] != before or not known:
-            raise ModelError(
-                f"{path}: node '{node.name}' ({node.op_type}) does not fit the chain of "
-                f"{', '.join(operators)} that export.py writes; fly it by `safe-rl simulate`"
-            )
-        chain.append((operators[node.op_type], [value[name] for name in node.input[1:]]))
-        (before,) = node.output
-    if before != "action":
-        raise ModelError(f"{path}: its chain ends in '{before}', expected 'action'")
-
-    def act(observation: Any) -> Array:
-        with torch.no_grad():
-            out = torch.as_tensor(observation, dtype=torch.float32)
-            for operator, constants in chain:
-                out = operator(out, *constants)
-            return out.double().numpy()
-
-    return act, {entry.key: entry.value for entry in model.metadata_props}
 
 
 def _source(case: Case, policy: PolicyFunction | str) -> Callable[[Sequence[int]], Propose]:
@@ -228,47 +132,11 @@ def _asked(kernel: BatchKernel, policy: PolicyFunction, x: Array, t: float) -> A
     return np.concatenate(answers)[: len(x)]
 
 
-class _Tally:
-    """What is counted of each of B episodes, as arrays (B, ...)."""
-
-    def __init__(self, case: Case, seeds: Sequence[int], drawn: NDArray[np.int64]) -> None:
-        count = len(seeds)
-        self.case, self.seeds, self.drawn = case, np.array(seeds), drawn
-        self.returns, self.moved = np.zeros(count), np.zeros(count)
-        self.squares = np.zeros((count, len(case.tracked)))
-        self.worst, self.row = np.full(count, math.inf), np.zeros(count, np.int64)
-        self.violations, self.changes, self.proposals = np.zeros((3, count), np.int64)
-        self.verdicts = np.zeros((count, len(VERDICTS)), np.int64)
-        self._last: NDArray[np.int8] | None = None
-
-    def look(self, x: Array, reference: Array) -> None:
-        """A true state (B, n) per episode."""
-        rows = self.case.kernel.evaluate("safe_set", x)
-        least = rows.min(axis=1)
-        self.violations += ~(least >= 0.0)
-        self.row = np.where(least < self.worst, rows.argmin(axis=1), self.row)
-        self.worst = np.minimum(self.worst, least)
-        axes = list(self.case.tracked.values())
-        self.squares += (x[:, axes] - reference[axes]) ** 2
-
-    def judged(self, proposed: Array, action: Array, verdict: NDArray[np.int8]) -> None:
-        """One decision of the shield per episode."""
-        there = np.isfinite(proposed).all(axis=1)
-        move = (action[there] - proposed[there]) / self.case.input_scale
-        self.moved[there] += np.linalg.norm(move, axis=1)
-        self.proposals += there
-        self.verdicts += verdict[:, None] == np.arange(len(VERDICTS))
-        self.changes += 0 if self._last is None else verdict != self._last
-        self._last = verdict
-
-
-def _fly(
-    case: Case, seeds: Sequence[int], propose: Propose, shielded: bool, starts: str
-) -> _Tally:
+def _fly(case: Case, seeds: Sequence[int], propose: Propose, shielded: bool, starts: str) -> Tally:
     """The episodes of these seeds, side by side."""
     kernel = case.kernel
     path, drawn = _starts(case, seeds, STARTS[starts])
-    tally = _Tally(case, seeds, drawn)
+    tally = Tally(case, seeds, drawn)
     times = case.period * np.arange(case.steps + 1)
     reference = kernel.evaluate("reference", times[:, None])
     tally.look(path[0], reference[0])
@@ -309,54 +177,12 @@ def _starts(case: Case, seeds: Sequence[int], name: str) -> tuple[list[Array], N
                 "horizon, improve the backup policy or move the starts"
             )
         w = np.array([rngs[i].uniform(-1.0, 1.0, size) for i in left])
-        way = [case.kernel.evaluate(name, w)]
-        for _ in range(case.delay_steps):
-            u = np.tile(case.stop_action, (len(left), 1))
-            way.append(case.kernel.evaluate("step", way[-1], u))
-        good = case.kernel.way_out(way[-1]) >= 0.0
-        for x in way:  # a plan from x says nothing of x itself
-            good &= (case.kernel.evaluate("safe_set", x) >= case.margin).all(axis=1)
-        path[:, left[good]] = np.stack(way)[:, good]
+        x = case.kernel.evaluate(name, w)
+        way = start_path(case.kernel, x, case.stop_action, case.delay_steps)
+        good = startable(case.kernel, way, case.margin)
+        path[:, left[good]] = way[:, good]
         left = left[~good]
     return list(path), drawn
-
-
-def _scores(case: Case, tallies: list[_Tally], shielded: bool) -> dict[str, Any]:
-    def all_of(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(tally, name) for tally in tallies])
-
-    returns, seeds, drawn, worst = map(all_of, ("returns", "seeds", "drawn", "worst"))
-    total, safe = len(returns), all_of("violations") == 0
-    steps, verdicts = total * case.steps, all_of("verdicts").sum(axis=0)
-    moved = all_of("moved") / np.maximum(all_of("proposals"), 1)
-    pooled = np.sqrt(all_of("squares").sum(axis=0) / (total * (case.steps + 1)))
-    at = int(worst.argmin())
-    return {
-        "episodes": total,
-        "steps": steps,
-        "shielded": shielded,
-        "unsafe_episodes": int((~safe).sum()),
-        "unsafe_seeds": seeds[~safe][:100].tolist(),
-        "safety_probability": float(safe.mean()),
-        "safety_interval_95": list(wilson(int(safe.sum()), total)),
-        "violations": int(all_of("violations").sum()),
-        "worst_margin": float(worst[at]),
-        "worst_row": case.rows[all_of("row")[at]],
-        "worst_seed": int(seeds[at]),
-        "return_mean": float(returns.mean()),
-        "return_std": float(returns.std(ddof=1)) if total > 1 else 0.0,
-        "return_min": float(returns.min()),
-        "return_max": float(returns.max()),
-        "safe_return_mean": float(returns[safe].mean()) if safe.any() else None,
-        "rmse": dict(zip(case.tracked, pooled.tolist(), strict=True)),
-        "interventions": dict(zip(VERDICTS, verdicts.tolist(), strict=True)),
-        "intervention_rate": float(1.0 - verdicts[PASSED] / steps) if shielded else 0.0,
-        "fallback_rate": float(verdicts[BACKUP] / steps),
-        "mean_intervention": float(moved.mean()),
-        "chatter_per_s": float(all_of("changes").mean() / (case.steps * case.period)),
-        "slack_variables": 0,
-        "share_of_starts_rejected": float(1.0 - total / drawn.sum()),
-    }
 
 
 def _proposals(bundle: Bundle, asked: str | None) -> PolicyFunction | str:

@@ -6,7 +6,7 @@
 
 A sweep is a YAML file of lists, for instance
 
-    learner: [shac, sac]
+    learner: [staged, sac]
     actor_rate: [1.0e-4, 3.0e-4]
 
 `backup` and `learner` are the options of these names, the rest are settings of the learner. On a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,13 @@ from safe_rl_systems.backup import with_backup
 from safe_rl_systems.build import batch_kernel
 from safe_rl_systems.robot import ROBOTS, Robot
 from safe_rl_training.arrival_rollout import RolloutArrival, RolloutSettings
-from safe_rl_training.arrival_tuning import Gains, TuningSettings, tune, with_gains
+from safe_rl_training.arrival_tuning import (
+    Gains,
+    TuningSettings,
+    tune,
+    with_gains,
+    with_tuning,
+)
 from safe_rl_training.parts.arrival import (
     Margins,
     Profile,
@@ -31,9 +38,18 @@ from safe_rl_training.parts.arrival_measures import (
     pools,
     published_grid,
     saved,
+    saver,
 )
+from safe_rl_training.robot_source import load_robot
 
+COURSE = Path(__file__).parents[3] / "docs" / "examples" / "obstacle_course.py"
 QUICK = RolloutSettings(updates=4, block=2, batch=64, width=8, pool=2, compiled=False)
+
+
+@pytest.fixture(scope="module")
+def course() -> Robot:
+    """A robot of one's own file, with a recovery law of its own."""
+    return load_robot(str(COURSE))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -146,10 +162,11 @@ def test_longer_horizons_save_more_and_the_grid_follows_the_plant(
     monkeypatch.setattr("safe_rl_training.parts.arrival_measures.GRID", (13, 13, 9))
     robot = ROBOTS["unicycle_lane_paper"]()
     x = safe_states(robot, 2000, seeded(1)).double().numpy()
-    found = over_horizons(robot, (5, 20, 50), x, None)
+    saves = saver(robot, None)
+    found = over_horizons(saves, (5, 20, 50), x)
     shares = [found[n]["share"] for n in ("5", "20", "50")]
     assert shares[0] < shares[1] < shares[2]
-    coarse = published_grid(robot, 20)
+    coarse = published_grid(robot, saves, 20)
     assert coarse["states"] == 13 * 13 * 9
     # A slow twin: 20 steps on the plant, x_0 .. x_20 in C, x_20 in B.
     side = torch.linspace(-1.0, 1.0, 13, dtype=torch.float64)
@@ -162,7 +179,7 @@ def test_longer_horizons_save_more_and_the_grid_follows_the_plant(
     safe &= (robot.base_set(y) >= 0.0).all(-1)
     assert coarse["share"] == pytest.approx(float(safe.double().mean()), abs=2.5 / len(x0))
     with pytest.raises(ModelError, match="LaneUnicycle"):
-        published_grid(ROBOTS["unicycle_lane"](), 20)
+        published_grid(ROBOTS["unicycle_lane"](), saves, 20)
 
 
 def test_pools_lie_where_they_say() -> None:
@@ -204,11 +221,61 @@ def test_gains_of_many_candidates_are_those_of_each(name: str) -> None:
 def test_tuning_enlarges_the_set() -> None:
     robot = ROBOTS["unicycle_lane_paper"]()
     settings = TuningSettings(generations=5, candidates=12, elites=4, states=128)
-    values, record = tune(robot, margins_of(robot), settings, 0, lambda _: None)
+    tuning = tune(robot, margins_of(robot), settings, 0, lambda _: None)
     x = safe_states(robot, 4000, seeded(7)).double().numpy()
-    better = saved(with_gains(robot, values), x, None).mean()
+    better = saved(with_tuning(robot, tuning), x, None).mean()
     assert better > saved(robot, x, None).mean() + 0.02
-    assert len(record) == 3
+    assert len(tuning) == 3
+
+
+def test_an_account_of_the_tuner_may_be_in_any_order() -> None:
+    robot = ROBOTS["quadrotor_powerloop"]()
+    names = Gains.of(robot).names
+    tuning = {name: {"tuned": 1.0 + k} for k, name in enumerate(names)}
+    assert sorted(tuning) != list(names)
+    x = safe_states(robot, 20, seeded(3))
+    one, other = (
+        with_tuning(robot, found).backup_policy(x)
+        for found in (tuning, {name: tuning[name] for name in sorted(tuning)})
+    )
+    assert torch.equal(one, other)
+
+
+def test_a_law_of_ones_own_is_tuned_in_the_fields_that_it_names(course: Robot) -> None:
+    gains = Gains.of(course)
+    assert gains.names == ("reach", "gain") and gains.values.tolist() == pytest.approx([0.6, 8.0])
+    x = safe_states(course, 200, seeded(5))
+    values = torch.tensor([[[0.6, 8.0]], [[0.9, 3.0]]])
+    wide = with_gains(course, values).backup_policy(x.expand(2, *x.shape))
+    by_hand = replace(course.backup_policy, reach=float(values[1, 0, 0]), gain=3.0)
+    assert torch.allclose(wide[0], course.backup_policy(x)) and torch.equal(wide[1], by_hand(x))
+    assert not torch.equal(wide[0], wide[1])
+    small = TuningSettings(generations=1, candidates=3, elites=2, states=32)
+    tuning = tune(replace(course, horizon=5), margins_of(course), small, 0, lambda _: None)
+    law = with_tuning(course, tuning).backup_policy
+    assert law.reach == tuning["reach"]["tuned"] != 0.6
+
+
+def test_a_law_that_names_no_gains_is_not_tuned(course: Robot) -> None:
+    nameless = replace(course, backup_policy=lambda x: course.backup_policy(x))
+    assert Gains.find(nameless) is None
+    with pytest.raises(ModelError, match="name them in an attribute `tunable`"):
+        Gains.of(nameless)
+    negative = replace(course, backup_policy=replace(course.backup_policy, gain=-1.0))
+    with pytest.raises(ModelError, match="positive floats, got .*'gain': -1.0"):
+        Gains.of(negative)
+
+
+def test_tuned_base_controller_acts_outside_the_base_set_only() -> None:
+    robot = ROBOTS["unicycle_lane_paper"]()
+    base_set = robot.base_set
+    # a base set of one's own, which has no attribute `level`
+    own = replace(robot, base_set=lambda x: base_set(x))
+    values = 2.0 * Gains.of(robot).values
+    x = torch.cat((safe_states(robot, 100, seeded(6)), torch.tensor([[0.1, 5.0, 0.0]])))
+    found = with_gains(own, values).backup_policy(x)
+    assert torch.equal(found[-1], robot.base_controller(x[-1]))
+    assert torch.equal(found, with_gains(robot, values).backup_policy(x))
 
 
 def test_learner_starts_at_the_analytic_law_and_improves() -> None:

@@ -14,8 +14,8 @@ from safe_rl_training.parts.arrival import Profile, safe_states
 from torch import Tensor
 
 SMALL = TdSettings(
-    envs=16, collect=4, updates=3, batch=32, replay=256, warmup=64, settle=2, hidden=16,
-    actor_hidden=8, iterations=8,
+    value="reach_avoid", envs=16, collect=4, updates=3, batch=32, replay=256, warmup=64,
+    settle=2, hidden=16, actor_hidden=8, iterations=8,
 )  # fmt: skip
 
 
@@ -66,6 +66,16 @@ def test_target_by_hand(robot: Robot) -> None:
     # outside the safe set the value is at most h; with nothing to go only arrival counts
     assert float(last[1]) <= 0.99 * float(h[1]) + 1e-6
     assert last[[0, 2]].tolist() == pytest.approx(by_hand[[0, 2]].tolist(), abs=1e-6)
+
+
+def test_target_of_the_published_value_by_hand(robot: Robot) -> None:
+    settings = replace(SMALL, value=TdSettings().value, target_noise=0.0)
+    learner = TdArrival(robot, settings, seed=0)
+    x = torch.tensor([[0.0, 5.0, 0.0], [1.9, 5.0, 0.0], [1.0, 5.0, 0.3]])
+    # on B, outside the safe set, and on the way with no step left
+    assert learner._target(x, torch.zeros(3).long()).tolist() == pytest.approx([0.99, 0.0, 0.0])
+    # on the way with steps left: what the critics hope for, between never and at once
+    assert 0.0 < float(learner._target(x, torch.full((3,), 9))[2]) < 0.99
 
 
 def test_margins_of_a_profile_tighten_step_by_step(robot: Robot) -> None:

@@ -47,7 +47,7 @@ def test_a_policy_of_ps2_is_described_by_its_own_record() -> None:
         "intervention_rate": 0.125, "fallback_rate": 0.01, "rmse": {"py": 0.123456},
     }  # fmt: skip
     record = {
-        "algorithm": "ps2", "provenance": PROVENANCE, "backup": "learned", "learner": "shac",
+        "algorithm": "ps2", "provenance": PROVENANCE, "backup": "learned", "learner": "staged",
         "quick": False, "seconds": {"phase1": 60.0, "phase2": 120.4},
         "phase2": {
             "env_steps": 123456, "violations": 0, "best_at_iteration": 700, "iterations": 1000,

@@ -1,25 +1,20 @@
 """The env: the shield's own loop, many at a time; starts with a way out; bit-exact resume."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from safe_rl_core.bundle import Bundle
 from safe_rl_core.errors import ModelError
-from safe_rl_core.kernel.batch import BatchKernel
+from safe_rl_core.kernel.batch import BACKUP, PASSED, PROJECTED, BatchKernel
 from safe_rl_core.loop import ModelPlant, run_episode
 from safe_rl_core.shield import Shield
 from safe_rl_systems.build import batch_kernel
 from safe_rl_systems.robot import ROBOTS
-from safe_rl_training.envs import (
-    BACKUP,
-    PASSED,
-    PROJECTED,
-    ShieldedEnv,
-    facing_rows,
-    observation_sample,
-)
+from safe_rl_systems.tasks import LaneKeeping
+from safe_rl_training.envs import ShieldedEnv, observation_sample
+from safe_rl_training.parts.facing_rows import facing_rows
 from safe_rl_training.projection_layer import ProjectionLayer
 
 PAPER = ("unicycle_lane_paper", "quadrotor_powerloop_paper")
@@ -110,6 +105,31 @@ def test_mixed_starts_have_a_way_out_and_task_starts_begin_at_zero() -> None:
     assert (made.kernel.way_out(made.predicted) >= 0.0).all()
     assert 0.0 < made.share_of_starts_rejected < 1.0
     assert (env("quadrotor_powerloop", 8).t == 0.0).all()
+
+
+@dataclass(frozen=True)
+class SlowStart(LaneKeeping):
+    """From 0.1 to 0.5 m/s on the centre line."""
+
+    def initial_state(self, w: torch.Tensor) -> torch.Tensor:
+        """(..., 3) -> (..., 4)."""
+        zero = torch.zeros_like(w[..., 0])
+        return torch.stack((zero, zero, zero, 0.3 + 0.2 * w[..., 0]), -1)
+
+
+def test_a_start_that_the_stop_action_takes_out_of_the_safe_set_is_rejected() -> None:
+    """From v = 0.108 it brakes to v = -0.142 < 0 before the first own action takes effect."""
+    robot = ROBOTS["unicycle_lane"]()
+    robot = replace(robot, task=SlowStart(robot.task.system))
+    slow = batch_kernel(robot)
+    after = slow.evaluate(
+        "step", np.array([[0.0, 0.0, 0.0, 0.108]]), np.array([robot.stop_action])
+    )
+    assert after[0, 3] == pytest.approx(-0.142)
+    assert slow.way_out(after)[0] > 0.0  # what comes after it would be fine
+    made = ShieldedEnv(robot, 32, seed=0, kernel=slow)
+    assert made.x[:, 3].min() >= 0.3 - 1e-9 and made.predicted[:, 3].min() >= 0.05 - 1e-9
+    assert 0.3 < made.share_of_starts_rejected < 0.7
 
 
 def test_hopeless_starts_raise() -> None:

@@ -96,7 +96,7 @@ class Narrow:
 
 
 def test_an_unknown_robot_is_named() -> None:
-    with pytest.raises(ModelError, match=r"unknown robot 'boat'; pass a Robot or one of \['quad"):
+    with pytest.raises(ModelError, match=r"no robot 'boat': expected one of quad"):
         ShieldedGymEnv("boat")
 
 

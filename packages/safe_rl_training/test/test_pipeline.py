@@ -8,6 +8,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -148,17 +149,33 @@ def test_a_violation_in_training_leaves_no_bundle(
 
 
 def test_what_is_asked_for_is_checked_first(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no learner 'dqn'; choose one of shac"):
+    with pytest.raises(ModelError, match="no learner 'dqn'; choose one of staged"):
         replace(PLAN, learner="dqn")
     with pytest.raises(ModelError, match="no backup 'none'; choose one of"):
         replace(PLAN, backup="none")
-    with pytest.raises(ModelError, match="shac runs on the CPU"):
+    with pytest.raises(ModelError, match="staged runs on the CPU"):
         Plan(source="unicycle_lane", device="cuda")
     with pytest.raises(ModelError, match=r"no run in .*; start it without --resume"):
         train(PLAN, tmp_path / "run", resume=True)
     with pytest.raises(ModelError, match="sac has no setting speed; it has iterations"):
         train(replace(PLAN, changes={"speed": 1}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_the_robot_lacks_for_its_backup_is_said_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    robot = load_robot(str(OWN))
+    bare = SimpleNamespace(states=robot.system.states, period=robot.system.period)
+    for changes, backup, reason in (
+        ({"backup_policy": lambda x: robot.backup_policy(x)}, "tuned", "attribute `tunable`"),
+        ({"system": bare}, "learned", "SimpleNamespace has no method features"),
+    ):
+        lacking = replace(robot, **changes)
+        monkeypatch.setattr(pipeline, "load_robot", lambda _, found=lacking: found)
+        with pytest.raises(ModelError, match=reason):
+            train(replace(PLAN, backup=backup), tmp_path / "run", say=silent)
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_robot_of_ones_own_file(tmp_path: Path) -> None:
@@ -192,19 +209,30 @@ def test_a_robust_robot_gets_its_certificate_before_it_is_trained(
         pipeline, "prove", lambda *a, **k: (order.append("proof"), prove(*a, **k))[1]
     )
     monkeypatch.setattr(learners, "make", lambda *a: (order.append("learner"), make(*a))[1])
-    record = train(replace(PLAN, source="unicycle_robust"), out, say=silent)
-    assert order == ["proof", "learner"]
-    bundle = Bundle.load(out / "unicycle_robust")
-    assert bundle.robust is not None
-    assert record["certificate"]["command"] == record["provenance"]["command"]
-    said: list[str] = []
-    again = proof.prove(
-        unicycle_robust(), out / "certificate", 1, {}, resume=True, say=said.append
+    backup_of = pipeline.backup_of
+    monkeypatch.setattr(
+        pipeline, "backup_of", lambda *a, **k: (order.append("phase I"), backup_of(*a, **k))[1]
     )
-    assert said == ["  as it was proved before"] and again.program == bundle.program.hash
+    # A robot of one's own: no bundle of this name is shipped.
+    monkeypatch.setattr(
+        pipeline, "load_robot", lambda _: replace(unicycle_robust(), name="own_robust")
+    )
+    record = train(replace(PLAN, source="own_robust", backup="learned"), out, say=silent)
+    assert order == ["proof", "phase I", "proof", "learner"]
+    bundle = Bundle.load(out / "own_robust")
+    assert bundle.robust is not None
+    assert record["phase1"]["judged_by"] == "VALID"
+    assert record["certificate"]["command"] == record["provenance"]["command"]
+    robot = replace(unicycle_robust(), name="own_robust")
+    said: list[str] = []
+    before = proof.prove(robot, out / "certificate", 1, {}, say=said.append)
+    assert said == ["  as it was proved before"]
+    # The program is another one, and no number of its certificate is.
+    assert before.program.hash != bundle.program.hash == bundle.robust.program
+    first, last = vars(before.robust), vars(bundle.robust)
+    for name in set(first) - {"program", "base", "provenance"}:
+        np.testing.assert_array_equal(first[name], last[name], err_msg=name)
     # What cannot be proved is not trained on.
-    shutil.rmtree(out / "certificate")
-    robot = unicycle_robust()
     assert robot.robust is not None
     worse = replace(robot.robust, disturbance=tuple(9.0 * w for w in robot.robust.disturbance))
     with pytest.raises(CertificateError, match="the base set is"):

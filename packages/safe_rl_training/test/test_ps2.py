@@ -128,7 +128,7 @@ def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(at: int, tmp_path
 
 
 SMALL: dict[str, dict[str, Any]] = {
-    "shac": {"batch": 4, "horizon": [2, 3]},
+    "gradient": {"batch": 4, "horizon": [2, 3]},
     "sac": {"robots": 4, "periods": 4, "random_steps": 4, "update_after": 8, "batch": 4},
     "ppo": {"count": 4, "steps": 4, "minibatch": 8},
 }

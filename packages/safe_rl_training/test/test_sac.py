@@ -14,7 +14,8 @@ from safe_rl_systems.robot import ROBOTS
 from safe_rl_training.envs import ShieldedEnv
 from safe_rl_training.parts.learner import ReturnScale
 from safe_rl_training.parts.networks import network_for
-from safe_rl_training.sac import HALF_SPAN, LOWEST, Actor, Sac, SacSettings, make
+from safe_rl_training.parts.stochastic import HALF_SPAN, LOWEST, Actor
+from safe_rl_training.sac import Sac, SacSettings, make
 
 TINY = SacSettings(
     robots=16, periods=8, batch=32, hidden=16, random_steps=128, update_after=128, replay=2000

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safe_rl_core.bundle import Bundle
 from safe_rl_core.errors import ModelError
 from safe_rl_systems.backup import load_backup
 from safe_rl_systems.robot import ROBOTS, Robot
-from safe_rl_training import safe_arrival
+from safe_rl_training.arrival_rollout import RolloutArrival
 from safe_rl_training.arrival_td3 import TdSettings
-from safe_rl_training.parts.arrival_measures import judge, robust_kernel, shipped_bundle
+from safe_rl_training.parts.arrival_measures import judge, robust_kernel
+from safe_rl_training.phase_one import backup_of, stored_backup
+from safe_rl_training.robot_source import load_robot
 from safe_rl_training.safe_arrival import ArrivalSettings, BackupResult, train_backup
 
 MODELS = Path(__file__).parents[3] / "models"
 QUICK = ArrivalSettings.quick()
+BRIEF = replace(QUICK.learner, updates=2, block=2)
 
 
 def short(name: str = "unicycle_lane_paper", horizon: int = 15) -> Robot:
@@ -28,7 +34,7 @@ def short(name: str = "unicycle_lane_paper", horizon: int = 15) -> Robot:
 
 def run(robot: Robot, out: Path, resume: bool = False, **changes: Any) -> BackupResult:
     learner = replace(QUICK.learner, updates=60)
-    settings = replace(QUICK, learner=learner, selections=3, measured=2000, **changes)
+    settings = replace(QUICK, learner=learner, selections=2, measured=2000, **changes)
     return train_backup(robot, settings, 3, out, resume, lambda _: None)
 
 
@@ -53,28 +59,34 @@ def test_stored_layers_are_the_selected_ones(finished: tuple[BackupResult, Path]
     for stored, kept in zip(load_backup(out / "backup.npz", short()), result.layers, strict=True):
         assert torch.equal(stored[0], kept[0]) and torch.equal(stored[1], kept[1])
     history = result.record["history"]
-    assert [entry["iteration"] for entry in history] == [2, 4, 6]
+    assert [entry["iteration"] for entry in history] == [3, 6]
     assert torch.load(out / "checkpoint.pt", weights_only=True)["state"]["score"] == max(
         entry["held_out"] for entry in history
     )
 
 
 def test_interrupted_run_gives_the_same_network(
-    finished: tuple[BackupResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[BackupResult, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done, select = 0, safe_arrival._select
+    iterate = RolloutArrival.iterate
 
-    def interrupted(*arguments: Any) -> None:
-        nonlocal done
-        done += 1
-        if done == 2:
-            raise KeyboardInterrupt
-        select(*arguments)
+    def interrupted(learner: RolloutArrival) -> dict[str, float]:
+        if learner.iteration == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return iterate(learner)
 
-    monkeypatch.setattr(safe_arrival, "_select", interrupted)
+    monkeypatch.setattr(RolloutArrival, "iterate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(short(), tmp_path)
-    monkeypatch.setattr(safe_arrival, "_select", select)
+    assert "stops after this iteration" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    stored = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]
+    assert stored["learner"]["iteration"] == 4, "the iteration at hand is finished and kept"
+    assert not (tmp_path / "record.json").exists()
+    monkeypatch.setattr(RolloutArrival, "iterate", iterate)
     resumed = run(short(), tmp_path, resume=True)
     for a, b in zip(resumed.layers, finished[0].layers, strict=True):
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
@@ -90,11 +102,15 @@ def test_resume_refuses_other_settings(
         run(short(), tmp_path, resume=True)
 
 
-def test_robust_robot_is_judged_by_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    robot = ROBOTS["unicycle_robust"]()
-    monkeypatch.chdir(MODELS.parent)
-    settings = replace(QUICK, horizons=(), robust_share=1, measured=200, held_out=100)
-    result = train_backup(robot, settings, 0, tmp_path, False, lambda _: None)
+def test_robust_robot_is_judged_by_valid(tmp_path: Path) -> None:
+    robot, bundle = ROBOTS["unicycle_robust"](), Bundle.load(MODELS / "unicycle_robust")
+    settings = replace(
+        QUICK, learner=BRIEF, horizons=(), robust_share=1, measured=120, held_out=60
+    )
+    for unfit in (None, Bundle.load(MODELS / "unicycle_lane")):
+        with pytest.raises(ModelError, match="needs a bundle with a certificate"):
+            train_backup(robot, settings, 0, tmp_path, False, lambda _: None, bundle=unfit)
+    result = train_backup(robot, settings, 0, tmp_path, False, lambda _: None, bundle=bundle)
     assert result.record["judged_by"] == "VALID"
     assert 0.2 < result.measures["volume"]["learned"]["share"] < 0.9
     stored = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["learner"]
@@ -109,21 +125,10 @@ def test_any_learner_runs_in_the_same_loop(tmp_path: Path) -> None:
         iterations=2, envs=16, collect=5, updates=2, batch=32, warmup=80, settle=0, hidden=8
     )
     settings = replace(QUICK, learner=td3, horizons=())
-    logged: list[tuple[int, set[str]]] = []
-    result = train_backup(
-        short(),
-        settings,
-        0,
-        tmp_path,
-        False,
-        lambda _: None,
-        log=lambda iteration, scalars: logged.append((iteration, set(scalars))),
-    )
-    assert [iteration for iteration, _ in logged] == [1, 2, 2]
-    assert logged[-1][1] == {"volume/held_out"} and logged[0][1]
+    result = train_backup(short(), settings, 0, tmp_path, False, lambda _: None)
     assert result.record["learner"] == "TdArrival"
-    again = train_backup(short(), settings, 0, tmp_path, True, lambda _: None)
-    assert again.measures == result.measures
+    (events,) = (tmp_path / "tb").iterdir()
+    assert all(name in events.read_bytes() for name in (b"volume/held_out", b"arrived"))
     with pytest.raises(ModelError, match="selections"):
         replace(settings, selections=3)
 
@@ -136,7 +141,44 @@ def test_judge_agrees_with_one_plan_at_a_time() -> None:
     holds, profile = judge(kernel, x.numpy())
     assert holds.tolist() == [True, False]
     assert profile is not None and profile.rows.shape == (robot.horizon + 1, 6)
-    verdict = kernel.valid(x[0].numpy(), robot.backup_policy(x[0]).numpy())
-    room = robot.safe_set(torch.from_numpy(verdict.states)).numpy() - profile.rows
-    assert verdict.slack == pytest.approx(min(room.min(), verdict.slack), abs=0.05)
-    assert shipped_bundle(ROBOTS["unicycle_lane"]()) is None
+    kernel.valid(x[0].numpy(), robot.backup_policy(x[0]).numpy())
+    rows, base = kernel.needed
+    kept = rows.copy()
+    # A plan that comes too close to the side of the lane, by what that row needs there.
+    close = torch.tensor([0.0, 1.4, 0.3, 5.0], dtype=torch.float64)
+    verdict = kernel.valid(close.numpy(), robot.backup_policy(close).numpy())
+    room = robot.safe_set(torch.from_numpy(verdict.states)).numpy() - kernel.needed[0]
+    node, row = np.unravel_index(room.argmin(), room.shape)
+    assert verdict.critical == f"{robot.safe_set.names[row]}@{node}"
+    assert verdict.slack == pytest.approx(room.min(), abs=1e-12) and verdict.slack < 0.0
+    assert np.array_equal(rows, kept), "a later plan does not change what was returned"
+    # Of the two plans only the first has a whole tube, so the margins are its own.
+    assert np.array_equal(profile.rows, rows) and profile.base == base > 0.0
+
+
+def test_a_robot_whose_law_names_no_gains_goes_without_a_tuned_baseline(tmp_path: Path) -> None:
+    course = load_robot(str(MODELS.parent / "docs" / "examples" / "obstacle_course.py"))
+    law, said = course.backup_policy, []
+    robot = replace(course, horizon=5, backup_policy=lambda x: law(x))
+    settings = replace(QUICK, learner=BRIEF, measured=64, held_out=32, horizons=(5,))
+    result = train_backup(robot, settings, 0, tmp_path, False, said.append)
+    assert "no tuned baseline" in said[0] and said[-1].startswith("  saved: analytic 0.")
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["tuning"] is None
+    assert set(result.measures["volume"]) == {"analytic", "learned"}
+    assert set(result.measures["horizons"]) == {"analytic", "learned"}
+    assert "learned_against_tuned" not in result.measures
+    with pytest.raises(ModelError, match="not known to the tuner"):
+        backup_of(robot, "tuned", seed=0, out=tmp_path, quick=True, threads=1, resume=False)
+
+
+def test_tuned_gains_are_found_again(tmp_path: Path) -> None:
+    robot = replace(ROBOTS["quadrotor_powerloop_paper"](), horizon=4)
+    found = backup_of(
+        robot, "tuned", seed=0, out=tmp_path, quick=True, threads=1, resume=False,
+        say=lambda _: None,
+    )  # fmt: skip
+    again = stored_backup(robot, "tuned", tmp_path)
+    assert again.robot.backup_policy.recovery == found.robot.backup_policy.recovery
+    tuned = again.record["tuning"]["rate_gain"]["tuned"]
+    assert again.robot.backup_policy.recovery.rate_gain == tuned != 45.0

@@ -23,12 +23,8 @@ from safe_rl_systems.robot import unicycle_lane
 from safe_rl_training import shielded_evaluation
 from safe_rl_training.export import to_onnx
 from safe_rl_training.parts.networks import network_for
-from safe_rl_training.shielded_evaluation import (
-    BLOCK,
-    evaluate_shielded,
-    policy_function,
-    safe_reward,
-)
+from safe_rl_training.parts.policy_file import policy_function
+from safe_rl_training.shielded_evaluation import BLOCK, evaluate_shielded, safe_reward
 
 MODELS = Path(__file__).parents[3] / "models"
 

@@ -1,7 +1,10 @@
 """Start states: on the robot's manifold, spread over the lap, near, far and cut."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
+from safe_rl_core.errors import ModelError
 from safe_rl_systems.robot import ROBOTS
 from safe_rl_training.parts.starts import rotate_by, start_states
 
@@ -26,6 +29,15 @@ def test_the_observation_repeats_every_lap(name: str) -> None:
     x, t = x.double(), t.double()
     later = robot.task.observation(x, t + 29 * robot.task.lap)
     torch.testing.assert_close(later, robot.task.observation(x, t), rtol=0.0, atol=1e-9)
+
+
+def test_a_task_that_the_tracker_does_not_know_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Errand:
+        lap: float = 4.0
+
+    with pytest.raises(ModelError, match="not in Errand: train it by `safe-rl train ps2`"):
+        start_states(Errand(), 4, torch.Generator())
 
 
 def test_rotation_by_hand() -> None:

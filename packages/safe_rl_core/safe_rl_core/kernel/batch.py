@@ -98,7 +98,7 @@ class BatchKernel:
         kernel = Kernel(compiled, theorem, horizon)
         self.compiled, self.horizon, self.threads = compiled, horizon, threads
         self.n, self.m, self.num_rows = kernel.n, kernel.m, kernel.num_rows
-        self._theorem = kernel.theorem
+        self.theorem = kernel.theorem
         self._library = compiled.library
         self._library.safe_rl_area_size.restype = ctypes.c_long
         self._shape = (ctypes.c_int(horizon), ctypes.c_int(kernel.stride))
@@ -187,7 +187,7 @@ class BatchKernel:
             area = aligned(np.zeros(self._area_size))
             pointers = (_at(array, begin) for array in arrays)
             count = ctypes.c_long(end - begin)
-            call(_at(self._theorem), *self._shape, _at(area), count, *options, *pointers)
+            call(_at(self.theorem), *self._shape, _at(area), count, *options, *pointers)
 
         self._run(piece, size, -(-NODES // (self.horizon + 1)))
 

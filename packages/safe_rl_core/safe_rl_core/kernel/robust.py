@@ -191,6 +191,16 @@ class RobustKernel(Kernel):
         self._arrays["inputs"][:] = inputs
         return self._judged(self._library.safe_rl_valid(*self._replay_args))
 
+    @property
+    def needed(self) -> tuple[Array, float]:
+        """What the plan that was judged last must keep, from all safe rows and from the base set.
+
+        (N+1, safe rows) in the rows' units, a copy, and a length in the base set's norm. Wrong
+        behind a node where the plan's `errors` are infinite: its tube ends there.
+        """
+        *rows, base = self._arrays["need"]
+        return np.reshape(rows, (self.horizon + 1, self.num_safe)), float(base)
+
     def _judged(self, slack: float) -> Valid:
         arrays = self._arrays
         return Valid(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from safe_rl_core.errors import CertificateError
+from safe_rl_core.program import Program
 
 from safe_rl_systems.verification.base_problem import BaseProblem
 from safe_rl_systems.verification.interval import Array
@@ -76,8 +77,16 @@ class SearchState:
 
 
 def fingerprint(problem: BaseProblem, splits: tuple[int, ...], margin: float) -> str:
-    """SHA-256 over the program and every number that the result depends on."""
-    digest = hashlib.sha256(problem.program.hash.encode())
+    """SHA-256 over the error map and every number that the result depends on.
+
+    Of the program the search evaluates nothing else, so another backup policy or another task
+    does not make it anew.
+    """
+    error_map = problem.program.functions["error_map"]
+    layers = {ins.name for ins in error_map.instructions if ins.op == "dense"}
+    weights = {k: v for k, v in problem.program.weights.items() if k.rpartition(".")[0] in layers}
+    program = Program({"error_map": error_map}, weights)
+    digest = hashlib.sha256(program.hash.encode())
     numbers = (
         problem.schedule, problem.input, problem.input_low, problem.input_high, problem.gain,
         problem.factor, problem.disturbance, problem.tracking_error, problem.cell_directions,

@@ -19,6 +19,7 @@ here without traces of a tracker:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from safe_rl_core.bundle import Bundle
 from safe_rl_core.errors import ModelError
+from safe_rl_core.kernel.batch import BatchKernel
 from safe_rl_core.kernel.robust import RobustKernel
 from safe_rl_systems.build import batch_kernel, robot_program
 from safe_rl_systems.quaternion import normalised
@@ -40,6 +42,8 @@ from safe_rl_training.parts.arrival import Array, Profile
 from safe_rl_training.parts.starts import rotate_by
 
 Hits = NDArray[np.bool_]
+#: States (B, n) and a horizon N -> which of them a policy saves within it (B,).
+Saves = Callable[[Array, int], Hits]
 
 CONFIDENCE = 0.99
 #: Points of the published unicycle grid along py, theta, v; and the speeds at its ends.
@@ -80,31 +84,36 @@ def compared(before: Hits, after: Hits) -> dict[str, int]:
     return {"gained": int((after & ~before).sum()), "lost": int((before & ~after).sum())}
 
 
-def shipped_bundle(robot: Robot) -> Bundle | None:
-    """The bundle whose certificate judges a robust robot's plans; None for a nominal one."""
-    if robot.robust is None:
-        return None
-    bundle = Bundle.load(robot.name)
-    if bundle.robust is None:
-        raise ModelError(
-            f"{bundle.path} has no certificate; run safe-rl verify {bundle.path} first, so that "
-            "the learner knows which margins VALID will ask for"
-        )
-    return bundle
-
-
 def robust_kernel(robot: Robot, bundle: Bundle) -> RobustKernel:
     """VALID for the robot's present backup policy and horizon, under the bundle's certificate."""
     return RobustKernel.of(replace(bundle, program=robot_program(robot), horizon=robot.horizon))
 
 
-def saved(robot: Robot, x: Array, bundle: Bundle | None, threads: int = 1) -> Hits:
-    """Which states (B, n) the robot's backup policy saves: way_out >= 0, or VALID. -> (B,)."""
-    if bundle is None:
-        kernel = batch_kernel(robot, threads)
+def saver(robot: Robot, bundle: Bundle | None, threads: int = 1) -> Saves:
+    """Which states the robot's backup policy saves: way_out >= 0, or VALID.
+
+    The robot is traced once for all horizons.
+    """
+    if bundle is not None:
+        certified = replace(bundle, program=robot_program(robot))
+
+        def valid(x: Array, horizon: int) -> Hits:
+            return judge(RobustKernel.of(replace(certified, horizon=horizon)), x)[0]
+
+        return valid
+    own = batch_kernel(robot, threads)
+
+    def has_a_way_out(x: Array, horizon: int) -> Hits:
+        kernel = BatchKernel(own.compiled, own.theorem, horizon, threads)
         pieces = [kernel.way_out(x[i : i + _CHUNK]) for i in range(0, len(x), _CHUNK)]
         return np.concatenate(pieces) >= 0.0
-    return judge(robust_kernel(robot, bundle), x)[0]
+
+    return has_a_way_out
+
+
+def saved(robot: Robot, x: Array, bundle: Bundle | None, threads: int = 1) -> Hits:
+    """Which states (B, n) the robot's backup policy saves with its own horizon. -> (B,)."""
+    return saver(robot, bundle, threads)(x, robot.horizon)
 
 
 def judge(kernel: RobustKernel, x: Array) -> tuple[Hits, Profile | None]:
@@ -113,27 +122,26 @@ def judge(kernel: RobustKernel, x: Array) -> tuple[Hits, Profile | None]:
     No profile where no plan has a whole tube.
     """
     actions = kernel.compiled.program("backup_policy", x)
-    holds, needs = np.zeros(len(x), bool), []
+    holds, rows, bases = np.zeros(len(x), bool), [], []
     for i, (state, action) in enumerate(zip(x, actions, strict=True)):
         verdict = kernel.valid(state, action)
         holds[i] = verdict.holds
         if np.isfinite(verdict.errors).all():
-            needs.append(kernel._arrays["need"].copy())
-    if not needs:
+            row, base = kernel.needed
+            rows.append(row)
+            bases.append(base)
+    if not rows:
         return holds, None
-    *rows, base = np.quantile(np.stack(needs), _QUANTILE, axis=0)
-    return holds, Profile(np.reshape(rows, (kernel.horizon + 1, kernel.num_safe)), float(base))
+    base = float(np.quantile(bases, _QUANTILE))
+    return holds, Profile(np.quantile(rows, _QUANTILE, axis=0), base)
 
 
-def over_horizons(
-    robot: Robot, horizons: tuple[int, ...], x: Array, bundle: Bundle | None, threads: int = 1
-) -> dict[str, Any]:
+def over_horizons(saves: Saves, horizons: tuple[int, ...], x: Array) -> dict[str, Any]:
     """The share of x (B, n) that is saved with other horizons N than the robot's own."""
-    found = {n: saved(replace(robot, horizon=n), x, bundle, threads) for n in horizons}
-    return {str(n): share(hits) for n, hits in found.items()}
+    return {str(n): share(saves(x, n)) for n in horizons}
 
 
-def published_grid(robot: Robot, steps: int, threads: int = 1) -> dict[str, Any]:
+def published_grid(robot: Robot, saves: Saves, steps: int) -> dict[str, Any]:
     """The share of the published grid from which `steps` steps stay in C and end in the base set.
 
     The kernel of horizon N looks at x_1 .. x_{N+1}; here x_0 .. x_N count, without margins.
@@ -147,7 +155,7 @@ def published_grid(robot: Robot, steps: int, threads: int = 1) -> dict[str, Any]
         np.linspace(box["theta"].low, box["theta"].high, GRID[1]),
     ]
     x = np.stack(np.meshgrid(*sides, indexing="ij"), -1).reshape(-1, 3)
-    hits = saved(replace(robot, horizon=steps - 1), x, None, threads)
+    hits = saves(x, steps - 1)
     return {"share": float(hits.mean()), "states": len(x), "steps": steps}
 
 
@@ -201,18 +209,15 @@ def _perturbed(
     return torch.cat(found)[:count]
 
 
-def over_pools(
-    robots: dict[str, Robot], count: int, bundle: Bundle | None, threads: int = 1
-) -> dict[str, Any]:
-    """For each pool the share that each robot saves, with Hoeffding's half-width."""
-    some = next(iter(robots.values()))
+def over_pools(robot: Robot, policies: dict[str, Saves], count: int) -> dict[str, Any]:
+    """For each pool the share that each policy saves, with Hoeffding's half-width."""
     return {
         pool: {
-            **{name: float(saved(r, x, bundle, threads).mean()) for name, r in robots.items()},
+            **{name: float(saves(x, robot.horizon).mean()) for name, saves in policies.items()},
             "half_width": hoeffding(count),
             "states": count,
         }
-        for pool, x in pools(some, count).items()
+        for pool, x in pools(robot, count).items()
     }
 
 
@@ -226,27 +231,31 @@ def measure(
     bundle: Bundle | None,
     threads: int = 1,
 ) -> dict[str, Any]:
-    """Every measure of "analytic", "tuned" and "learned", for JSON.
+    """Every measure of "analytic", "learned" and, where there is one, "tuned", for JSON.
 
     On the same uniform states x (B, n), a quarter of them for each of `horizons`; `grid`: the N of
     the published grid; `pooled` states of each published pool.
     """
-    hits = {name: saved(policy, x, bundle, threads) for name, policy in policies.items()}
+    robot = policies["analytic"]
+    savers = {name: saver(policy, bundle, threads) for name, policy in policies.items()}
+    hits = {name: saves(x, robot.horizon) for name, saves in savers.items()}
     found: dict[str, Any] = {
         "volume": {name: share(some) for name, some in hits.items()},
-        "learned_against_analytic": compared(hits["analytic"], hits["learned"]),
-        "learned_against_tuned": compared(hits["tuned"], hits["learned"]),
+        **{
+            f"learned_against_{name}": compared(some, hits["learned"])
+            for name, some in hits.items()
+            if name != "learned"
+        },
         "horizons": {
-            name: over_horizons(policy, horizons, x[: len(x) // 4], bundle, threads)
-            for name, policy in policies.items()
+            name: over_horizons(saves, horizons, x[: len(x) // 4])
+            for name, saves in savers.items()
         },
     }
-    robot = policies["analytic"]
     if isinstance(robot.system, LaneUnicycle):
         found["published_grid"] = {
-            name: [published_grid(policy, steps, threads) for steps in grid]
-            for name, policy in policies.items()
+            name: [published_grid(robot, saves, steps) for steps in grid]
+            for name, saves in savers.items()
         }
     if isinstance(robot.task, Powerloop) and "ceiling" in robot.safe_set.names:
-        found["pools"] = over_pools(policies, pooled, bundle, threads)
+        found["pools"] = over_pools(robot, savers, pooled)
     return found

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safe_rl_core.errors import ModelError
+from safe_rl_core.kernel.batch import BACKUP, PASSED
 from safe_rl_systems.robot import Robot
 
+from safe_rl_training.envs import Transition
 from safe_rl_training.parts.networks import PolicyNetwork
 
 
@@ -49,6 +52,21 @@ def check_finite(scalars: dict[str, float], iteration: int, remedies: dict[str, 
     for name, remedy in remedies.items():
         if not math.isfinite(scalars.get(name, 0.0)):
             raise ModelError(f"{name} is {scalars[name]} at iteration {iteration}; {remedy}")
+
+
+def flown_scalars(transitions: Sequence[Transition]) -> dict[str, float]:
+    """What the robots did in some periods; "return": of ended episodes that began at the start
+    of the task, absent where there is none.
+    """
+    verdicts = np.stack([t.verdict for t in transitions])
+    scalars = {
+        "reward": float(np.mean([t.reward for t in transitions])),
+        "intervention": float((verdicts != PASSED).mean()),
+        "backup": float((verdicts == BACKUP).mean()),
+    }
+    finished = np.concatenate([t.returns[t.ended] for t in transitions])
+    finished = finished[np.isfinite(finished)]
+    return scalars | ({"return": float(finished.mean())} if len(finished) else {})
 
 
 class ReturnScale:

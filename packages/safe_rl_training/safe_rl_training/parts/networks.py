@@ -8,6 +8,8 @@ measured once before training and travel with the weights into the checkpoint an
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from safe_rl_core.errors import ModelError
 from safe_rl_systems.control_affine import ControlAffineSystem
@@ -17,6 +19,19 @@ SMALLEST_STD = 1e-3
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+def mlp(
+    inputs: int, hidden: int, outputs: int, activation: type[nn.Module] = nn.Tanh
+) -> nn.Sequential:
+    """Two hidden layers of one width."""
+    return nn.Sequential(
+        nn.Linear(inputs, hidden),
+        activation(),
+        nn.Linear(hidden, hidden),
+        activation(),
+        nn.Linear(hidden, outputs),
+    )
 
 
 class PolicyNetwork(nn.Module):
@@ -41,17 +56,12 @@ class PolicyNetwork(nn.Module):
             raise ModelError(f"activation must be one of {[*ACTIVATIONS]}, got {activation!r}")
         if not bool((low < high).all() and (high - low).isfinite().all()):
             raise ModelError(f"the input box must be finite with low < high, got {low}, {high}")
-        self.body = nn.Sequential(
-            nn.Linear(observation_size, hidden),
-            ACTIVATIONS[activation](),
-            nn.Linear(hidden, hidden),
-            ACTIVATIONS[activation](),
-            nn.Linear(hidden, len(low)),
-        )
+        self.body = mlp(observation_size, hidden, len(low), ACTIVATIONS[activation])
         with torch.no_grad():
             # A small last layer starts all actions at the centre of the box, where tanh has slope.
-            self.body[-1].weight.mul_(0.1)
-            self.body[-1].bias.zero_()
+            weight, bias = self.body[-1].parameters()
+            weight.mul_(0.1)
+            bias.zero_()
         self.register_buffer("mean", torch.zeros(observation_size))
         self.register_buffer("std", torch.ones(observation_size))
         self.register_buffer("centre", (0.5 * (low + high)).float())
@@ -78,3 +88,18 @@ def network_for(
     low = torch.tensor([c.low for c in system.inputs])
     high = torch.tensor([c.high for c in system.inputs])
     return PolicyNetwork(observation_size, low, high, hidden, activation)
+
+
+def load_policy(policy: PolicyNetwork, path: Path) -> None:
+    """Take weights and normalisation of another policy of the same shape: its state dict."""
+    if not path.is_file():
+        raise ModelError(f"warm_start: there is no file {path}; give the state dict of a policy")
+    stored = torch.load(path, weights_only=True, map_location="cpu")
+    expected = {name: tuple(t.shape) for name, t in policy.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in stored.items() if isinstance(t, Tensor)}
+    if found != expected:
+        raise ModelError(
+            f"warm_start: {path} holds {found}, this policy needs {expected}; choose `hidden` and "
+            "the robot of the stored policy"
+        )
+    policy.load_state_dict(stored)

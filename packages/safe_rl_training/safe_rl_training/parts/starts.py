@@ -8,21 +8,27 @@ would need a new start; one that did returns and goes on, lap after lap.
 from __future__ import annotations
 
 import torch
+from safe_rl_core.errors import ModelError
 from safe_rl_systems.quaternion import multiply, normalised
-from safe_rl_systems.tasks import LaneKeeping, Powerloop
+from safe_rl_systems.tasks import LaneKeeping, Powerloop, Task
 from torch import Tensor
 
 NEAR, CUT = 0.45, 0.3  # shares of the samples; the rest starts far away
 
 
-def start_states(
-    task: Powerloop | LaneKeeping, count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def start_states(task: Task, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """`count` starts anywhere in the lap: states (count, n) and task times (count, 1)."""
     t = task.lap * torch.rand(count, 1, generator=generator)
     kind = torch.rand(count, 1, generator=generator)
-    sample = _powerloop if isinstance(task, Powerloop) else _lane
-    return sample(task, t, kind, generator), t
+    if isinstance(task, Powerloop):
+        return _powerloop(task, t, kind, generator), t
+    if isinstance(task, LaneKeeping):
+        return _lane(task, t, kind, generator), t
+    raise ModelError(
+        f"the tracker knows where to start in Powerloop and LaneKeeping, not in "
+        f"{type(task).__name__}: train it by `safe-rl train ps2`, which takes any task, or add "
+        "its starts to safe_rl_training/parts/starts.py (docs/your_robot.md)"
+    )
 
 
 def _normal(like: Tensor, width: int, generator: torch.Generator) -> Tensor:

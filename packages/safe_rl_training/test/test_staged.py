@@ -1,0 +1,60 @@
+"""The default learner: the hand-over between its parts, its counts, its memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safe_rl_core.errors import ModelError
+from safe_rl_systems.robot import ROBOTS
+from safe_rl_training import staged
+from safe_rl_training.staged import Staged, StagedSettings
+
+QUICK = StagedSettings(
+    iterations=5,
+    gradient_iterations=2,
+    count=8,
+    steps=16,
+    minibatch=64,
+    epochs=1,
+    hidden=8,
+    critic_first=1,
+    compiled=False,
+)
+
+
+def fresh() -> Staged:
+    return staged.make(ROBOTS["unicycle_lane_paper"](), QUICK, 0, 1, "cpu")
+
+
+def weights(learner: Staged) -> torch.Tensor:
+    return torch.nn.utils.parameters_to_vector(learner.policy.parameters()).detach().clone()
+
+
+def test_ppo_goes_on_from_where_the_gradient_stopped() -> None:
+    one = fresh()
+    before = weights(one)
+    one.iterate()
+    one.iterate()
+    handed_over, gradient_steps = weights(one), one.env_steps
+    assert not torch.equal(handed_over, before)
+    one.iterate()  # V alone learns
+    assert torch.equal(weights(one), handed_over)
+    assert one.env_steps == gradient_steps + 8 * 16
+    one.iterate()
+    assert not torch.equal(weights(one), handed_over)
+    assert (one.iteration, one.violations) == (4, 0)
+
+
+def test_a_resumed_run_is_the_same_run_in_either_part() -> None:
+    for done in (1, 3):
+        straight, first, second = fresh(), fresh(), fresh()
+        expected = [straight.iterate() for _ in range(5)]
+        for _ in range(done):
+            first.iterate()
+        second.load_state_dict(first.state_dict())
+        assert [second.iterate() for _ in range(5 - done)] == expected[done:]
+
+
+def test_both_parts_need_iterations() -> None:
+    with pytest.raises(ModelError, match="gradient_iterations must be > 0 and less than"):
+        StagedSettings(iterations=5, gradient_iterations=5)
