@@ -29,7 +29,7 @@ from safe_rl_core.bundle import Bundle, certify
 from safe_rl_core.certificate import Certificate
 from safe_rl_core.errors import ModelError
 from safe_rl_core.kernel.batch import BatchKernel
-from safe_rl_systems.build import batch_kernel, robot_program, write_bundle
+from safe_rl_systems.build import BACKUP, batch_kernel, robot_program, write_bundle
 from safe_rl_systems.robot import Robot
 
 from safe_rl_training import learners, ps2
@@ -251,7 +251,8 @@ def _write(
     draw_returns(standing.collected, points, f"{robot.name}: phase II", out / "learning_curve.png")
     text = card(robot, record)
     (out / "CARD.md").write_text(text)
-    bundle = write_bundle(robot, out / POLICY, text, out, out / "training.json")
+    backup = out / "phase1" / BACKUP if run.plan.backup == "learned" else None
+    bundle = write_bundle(robot, out / POLICY, text, out, out / "training.json", backup)
     if certificate is not None:
         bundle = certify(bundle.path, certificate)
     run.say(f"\n{bundle.path}  {bundle.hash[:12]}  certificate: {bundle.certificate}")
