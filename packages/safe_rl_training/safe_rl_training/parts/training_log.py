@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter
 from safe_rl_core.progress import Progress
 from torch.utils.tensorboard import SummaryWriter
 
@@ -51,7 +52,9 @@ def draw_returns(
     if collected:
         axes.plot(*zip(*collected, strict=True), color="0.75", linewidth=0.8, label="collected")
     axes.plot(*zip(*validated, strict=True), "C0.-", label="validation, deterministic")
-    axes.set_yscale("symlog")
+    axes.set_yscale("symlog", subs=(1.5, 2, 3, 5, 7))
+    for axis_ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis_ticks(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set(xlabel="environment steps", ylabel="return per episode", title=title)
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
