@@ -43,6 +43,7 @@ from safe_rl_training.parts.arrival import (
     plan_margin,
     safe_states,
 )
+from safe_rl_training.parts.compiling import compiled
 
 _SAMPLE = 4096
 
@@ -110,7 +111,7 @@ class RolloutArrival:
         recovery = replace(recovery, system=self._scaled, limit=inward_clip)
         policy = with_recovery(robot, recovery).backup_policy
         advance = make_advance(self.margins, policy, settings.adjoint_limit)
-        self._advance = torch.compile(advance) if settings.compiled else advance
+        self._advance = compiled(advance, settings.compiled)
 
     @property
     def layers(self) -> Layers:

@@ -44,6 +44,7 @@ from safe_rl_systems.robot import Robot
 from torch import Tensor, nn
 
 from safe_rl_training.envs import ShieldedEnv, Transition, observation_sample
+from safe_rl_training.parts.compiling import compiled
 from safe_rl_training.parts.learner import check_finite, flown_scalars
 from safe_rl_training.parts.networks import network_for
 
@@ -57,7 +58,7 @@ class GradientSettings:
 
     `batch` B robots; `horizon` (first, last) H in steps, reached after `growth` of the
     iterations; `distance_weight` d; `learning_rate` (first, last) of a cosine; `compiled`: by
-    torch.compile, which needs a C++ compiler and pays after about a minute.
+    torch.compile where that works, which pays after about a minute.
     """
 
     iterations: int = 300
@@ -113,10 +114,10 @@ class GradientLearner:
         self._optimiser = torch.optim.Adam(self.policy.parameters())
         self.iteration, self._reward_scale = 0, 0.0
         task, policy = robot.task, self.policy
-        wrap = torch.compile if settings.compiled else _as_it_is
-        self._propose = wrap(lambda x, t: policy(task.observation(x, t)))
-        self._advance = wrap(robot.system.step)
-        self._reward = wrap(task.reward)
+        functions = (lambda x, t: policy(task.observation(x, t)), robot.system.step, task.reward)
+        self._propose, self._advance, self._reward = (
+            compiled(function, settings.compiled) for function in functions
+        )
 
     @property
     def env_steps(self) -> int:
@@ -238,7 +239,3 @@ def make(
 
 def _single(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array).float()
-
-
-def _as_it_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return function

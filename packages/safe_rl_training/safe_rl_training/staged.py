@@ -6,7 +6,8 @@
 Alone, PPO knows nothing at first, and behind the shield it settles for something else than the
 task: hovering below the ceiling instead of flying the loop. The gradient finds the task within
 minutes, but where the shield acts its slope leaves out how the rows move with the state, so it
-stops short. PPO needs no slope and goes on from there. Both parts are shielded from the first
+stops short, or turns back. PPO needs no slope and goes on from the policy with the best return
+that the gradient collected. Both parts are shielded from the first
 period to the last: nothing is learned by leaving the safe set.
 
 Source: PS2-RL (arXiv 2606.14536) starts its quadrotor from a tracker that was trained by SAC
@@ -15,11 +16,13 @@ without a shield, for 5 million steps; here no such tracker is needed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from safe_rl_core.errors import ModelError
 from safe_rl_systems.robot import Robot
+from torch import Tensor
 
 from safe_rl_training.gradient import GradientLearner, GradientSettings
 from safe_rl_training.parts.networks import PolicyNetwork
@@ -69,6 +72,8 @@ class Staged:
         self._then = Ppo(robot, settings.then(), seed, threads, device)
         kernel = self._then.env.kernel
         self._first = GradientLearner(robot, settings.first(), seed, threads, kernel)
+        self._best = _copy(self._first.policy.state_dict())
+        self._best_return = -math.inf
 
     @property
     def policy(self) -> PolicyNetwork:
@@ -94,19 +99,28 @@ class Staged:
         """One of the part that is at work."""
         if not self._learns_by_slope:
             return self._then.iterate()
+        flown = _copy(self._first.policy.state_dict())
         scalars = self._first.iterate()
+        if scalars.get("return", -math.inf) > self._best_return:
+            self._best, self._best_return = flown, scalars["return"]
         if not self._learns_by_slope:
-            self._then.policy.load_state_dict(self._first.policy.state_dict())
+            self._then.policy.load_state_dict(self._best)
         return scalars
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a bit-exact resume needs: tensors and plain values."""
-        return {"first": self._first.state_dict(), "then": self._then.state_dict()}
+        return {
+            "first": self._first.state_dict(),
+            "then": self._then.state_dict(),
+            "best": self._best,
+            "best_return": self._best_return,
+        }
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
         """Go on where `state_dict` was called."""
         self._first.load_state_dict(stored["first"])
         self._then.load_state_dict(stored["then"])
+        self._best, self._best_return = stored["best"], stored["best_return"]
 
     @property
     def _learns_by_slope(self) -> bool:
@@ -116,3 +130,7 @@ class Staged:
 def make(robot: Robot, settings: StagedSettings, seed: int, threads: int, device: str) -> Staged:
     """A fresh learner; the gradient runs on the CPU, PPO on `device`."""
     return Staged(robot, settings, seed, threads, device)
+
+
+def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state.items()}

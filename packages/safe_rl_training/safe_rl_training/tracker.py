@@ -32,6 +32,7 @@ from torch import Tensor
 from safe_rl_training.evaluation import evaluate
 from safe_rl_training.export import export_policy
 from safe_rl_training.parts.actuators import Actuators, draw, step_with
+from safe_rl_training.parts.compiling import compiled
 from safe_rl_training.parts.networks import PolicyNetwork, network_for
 from safe_rl_training.parts.provenance import provenance
 from safe_rl_training.parts.report import draw_learning_curve, write_training_record
@@ -228,7 +229,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no-compile",
         action="store_true",
-        help="skip torch.compile: four times slower, but needs no C++ compiler",
+        help="skip torch.compile: about four times slower",
     )
     return parser.parse_args(argv)
 
@@ -256,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         save(p, recipe, args.seed, args.out / "checkpoint.pt")
 
     advance = make_advance(recipe, robot, progress.network)
-    advance = advance if args.no_compile else torch.compile(advance)
+    advance = compiled(advance, not args.no_compile)
     train(recipe, robot, progress, advance, recipe.iterations, report)
     made_by = {**started_from, "duration_s": f"{progress.elapsed:.1f}"}
     _write_results(args.out, recipe, robot, progress, made_by)

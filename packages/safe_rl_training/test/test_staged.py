@@ -30,13 +30,22 @@ def weights(learner: Staged) -> torch.Tensor:
     return torch.nn.utils.parameters_to_vector(learner.policy.parameters()).detach().clone()
 
 
-def test_ppo_goes_on_from_where_the_gradient_stopped() -> None:
+def test_ppo_goes_on_from_the_best_that_the_gradient_flew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     one = fresh()
-    before = weights(one)
+    returns, flown, iterate = iter([-2.0, -5.0]), [], one._first.iterate
+
+    def with_return() -> dict[str, float]:
+        flown.append(weights(one))
+        return {**iterate(), "return": next(returns)}
+
+    monkeypatch.setattr(one._first, "iterate", with_return)
     one.iterate()
     one.iterate()
     handed_over, gradient_steps = weights(one), one.env_steps
-    assert not torch.equal(handed_over, before)
+    assert torch.equal(handed_over, flown[0])
+    assert not torch.equal(handed_over, flown[1])
     one.iterate()  # V alone learns
     assert torch.equal(weights(one), handed_over)
     assert one.env_steps == gradient_steps + 8 * 16
