@@ -60,6 +60,10 @@ def add_command(subparsers: Any) -> None:
     parser.add_argument("--backup", choices=BACKUPS, default="learned", help="default learned")
     parser.add_argument("--learner", choices=LEARNERS, default="staged", help="default staged")
     parser.add_argument(
+        "--warm-start", type=Path, metavar="FILE",
+        help="policy.onnx to begin with, such as a tracker's (staged, ppo, sac)",
+    )  # fmt: skip
+    parser.add_argument(
         "--threads", type=whole(1), default=2, metavar="N", help="of one run, default 2"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
@@ -93,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
     plan = Plan(
         source=source,
         seed=args.seed,
+        warm_start=None if args.warm_start is None else str(args.warm_start.resolve()),
         backup=args.backup,
         learner=args.learner,
         quick=args.quick,

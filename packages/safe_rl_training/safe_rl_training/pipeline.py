@@ -105,7 +105,7 @@ def train(
     torch.set_num_threads(plan.threads)
     robot = load_robot(plan.source)
     refuse_impossible(robot, plan.backup)
-    settings = learners.settings_of(plan.learner, robot, plan.quick, plan.changes)
+    settings = learners.settings_of(plan.learner, robot, plan.quick, plan.settings)
     # Taken before the first step: the sources may change while the training runs.
     made_by = provenance(plan.command(), plan.seed, plan.threads)
     run = _Run(plan, out, say, cluster, **_open(plan, robot, settings, out, resume))

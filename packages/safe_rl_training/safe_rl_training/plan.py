@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class Plan:
     threads: int = 2
     device: str = "cpu"
     phase1_only: bool = False
+    warm_start: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -48,11 +50,19 @@ class Plan:
         """Episodes of one validation, and of the final evaluation per policy."""
         return (8, 32) if self.quick else (64, 1000)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the learner's settings are to be changed to, by name."""
+        warm = {} if self.warm_start is None else {"warm_start": self.warm_start}
+        return {**self.changes, **warm}
+
     def command(self) -> str:
         """What a person types for the same result, without what is the default."""
         words = [f"safe-rl train ps2 {shown(self.source)} --seed {self.seed}"]
         words += [f"--backup {self.backup}", f"--learner {self.learner}"]
         words += ["--quick"] * self.quick + [f"--threads {self.threads}"]
         words += [f"--device {self.device}"] * (self.device != "cpu")
+        if self.warm_start is not None:
+            words.append(f"--warm-start {Path(self.warm_start).name}")
         changes = " ".join(f"{name}={value}" for name, value in self.changes.items())
         return " ".join(words) + (f" (settings {changes})" if changes else "")

@@ -10,8 +10,11 @@ stops short, or turns back. PPO needs no slope and goes on from the policy with 
 that the gradient collected. Both parts are shielded from the first
 period to the last: nothing is learned by leaving the safe set.
 
+With `warm_start`, a policy of the task that knows no shield (tracker.py makes one), PPO goes on
+from that one and there is no first part.
+
 Source: PS2-RL (arXiv 2606.14536) starts its quadrotor from a tracker that was trained by SAC
-without a shield, for 5 million steps; here no such tracker is needed.
+without a shield, for 5 million steps; here that is a choice.
 """
 
 from __future__ import annotations
@@ -35,9 +38,9 @@ class StagedSettings(PpoSettings):
 
     iterations: int = 700
     gradient_iterations: int = 300
-    spread: float = 0.05
+    spread: float = 0.1
     distance_weight: float = 0.1
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     starts: Literal["task", "mixed"] = "task"
     critic_first: int = 15
     compiled: bool = True
@@ -50,6 +53,11 @@ class StagedSettings(PpoSettings):
                 f"{self.gradient_iterations} and {self.iterations}"
             )
 
+    @property
+    def by_slope(self) -> int:
+        """Iterations of the first part."""
+        return 0 if self.warm_start else self.gradient_iterations
+
     def first(self) -> GradientSettings:
         """Of the gradient."""
         return GradientSettings(
@@ -59,7 +67,7 @@ class StagedSettings(PpoSettings):
     def then(self) -> PpoSettings:
         """Of PPO."""
         own = {field.name: getattr(self, field.name) for field in fields(PpoSettings)}
-        return PpoSettings(**{**own, "iterations": self.iterations - self.gradient_iterations})
+        return PpoSettings(**{**own, "iterations": self.iterations - self.by_slope})
 
 
 class Staged:
@@ -124,7 +132,7 @@ class Staged:
 
     @property
     def _learns_by_slope(self) -> bool:
-        return self._first.iteration < self.settings.gradient_iterations
+        return self._first.iteration < self.settings.by_slope
 
 
 def make(robot: Robot, settings: StagedSettings, seed: int, threads: int, device: str) -> Staged:

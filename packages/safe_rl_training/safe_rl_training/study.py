@@ -76,7 +76,7 @@ def points(plan: Plan, grid: Mapping[str, Sequence[Any]]) -> dict[str, Plan]:
         chosen = dict(zip(grid, values, strict=True))
         options = {name: chosen.pop(name) for name in _OPTIONS if name in chosen}
         point = replace(plan, **options, changes={**plan.changes, **chosen})
-        learners.settings_of(point.learner, robot, point.quick, point.changes)  # refuses early
+        learners.settings_of(point.learner, robot, point.quick, point.settings)  # refuses early
         found[",".join(f"{k}={_short(v)}" for k, v in (options | chosen).items())] = point
     return found
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from safe_rl_core.errors import ModelError
 from safe_rl_systems.robot import ROBOTS
 from safe_rl_training import staged
+from safe_rl_training.export import export_policy
 from safe_rl_training.staged import Staged, StagedSettings
 
 QUICK = StagedSettings(
@@ -67,3 +71,16 @@ def test_a_resumed_run_is_the_same_run_in_either_part() -> None:
 def test_both_parts_need_iterations() -> None:
     with pytest.raises(ModelError, match="gradient_iterations must be > 0 and less than"):
         StagedSettings(iterations=5, gradient_iterations=5)
+
+
+def test_a_warm_start_replaces_the_gradient(tmp_path: Path) -> None:
+    robot, source = ROBOTS["unicycle_lane_paper"](), fresh()
+    file = tmp_path / "policy.onnx"
+    export_policy(source.policy, robot, {}, file)
+    settings = replace(QUICK, warm_start=str(file))
+    one = staged.make(robot, settings, 1, 1, "cpu")
+    assert torch.equal(weights(one), weights(source))
+    one.iterate()
+    assert one.env_steps == QUICK.count * QUICK.steps
+    with pytest.raises(ModelError, match="this policy needs"):
+        staged.make(robot, replace(settings, hidden=16), 1, 1, "cpu")
