@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from safe_rl_core.certificate import JSON_FILE, TABLES_FILE, Certificate
 from safe_rl_core.errors import BundleError, CertificateError, ProgramError
-from safe_rl_core.kernel import Compiled, Kernel
+from safe_rl_core.kernel import Compiled, Kernel, theorem_vector
 from safe_rl_core.program import Program
 
 Array = NDArray[np.float64]
@@ -134,9 +134,16 @@ class Bundle:
         return self._new_kernel()
 
     def _new_kernel(self) -> Kernel:
-        shares = (self.class_k * self.period, self.base_class_k * self.period)
-        parts = (shares, self.input_low, self.input_high, self.input_scale, self.margin)
-        return Kernel(self.compiled, np.concatenate(parts), self.horizon)
+        theorem = theorem_vector(
+            self.class_k,
+            self.base_class_k,
+            self.period,
+            low=self.input_low,
+            high=self.input_high,
+            scale=self.input_scale,
+            margin=self.margin,
+        )
+        return Kernel(self.compiled, theorem, self.horizon)
 
     def row_name(self, row: int) -> str:
         """Name of a row of the rollout, "<row>@<node>": ceiling@37 is the ceiling at psi_37."""

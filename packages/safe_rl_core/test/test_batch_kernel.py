@@ -131,7 +131,7 @@ def test_results_do_not_depend_on_the_number_of_threads(bundle: Bundle) -> None:
                 kernel.evaluate("step", many, np.tile(proposed, (8, 1))),
                 kernel.way_out(x),
                 *(getattr(rows, field.name) for field in fields(BatchRows)),
-                *_parts(kernel.decide(x, proposed, keep=5)),
+                *_parts(kernel.decide(x, proposed, with_rows=True)),
             ]
         )
     for other in results[1:]:
@@ -139,28 +139,15 @@ def test_results_do_not_depend_on_the_number_of_threads(bundle: Bundle) -> None:
             assert a.tobytes() == b.tobytes()
 
 
-def test_the_kept_rows_are_the_nearest_to_the_backup_action(bundle: Bundle) -> None:
-    kernel, keep = BatchKernel.of(bundle), 7
+def test_rows_that_come_with_a_decision_are_those_of_the_state(bundle: Bundle) -> None:
+    kernel = BatchKernel.of(bundle)
     x = _operating(bundle, np.random.default_rng(5), 30)
-    rows, found = kernel.rows(x), kernel.decide(x, np.zeros((30, kernel.m)), keep)
-    v_b = rows.backup / bundle.input_scale
-    slack = np.einsum("brm,bm->br", rows.normals, v_b) - rows.offsets
-    kept = np.einsum("bkm,bm->bk", found.normals, v_b) - found.offsets
-    nearest = np.sort(slack, axis=1)[:, :keep]
-    assert np.allclose(kept, nearest, rtol=1e-5, atol=1e-5)
-    for k in range(30):
-        pairs = np.c_[rows.normals[k], rows.offsets[k]].astype(np.float32)
-        for normal, offset in zip(found.normals[k], found.offsets[k], strict=True):
-            assert (pairs == np.append(normal, offset)).all(axis=1).any()
-
-
-def test_where_the_rows_run_out_the_rest_says_nothing(unicycle: Bundle) -> None:
-    kernel = BatchKernel.of(unicycle)
-    x = _operating(unicycle, np.random.default_rng(6), 2)
-    found = kernel.decide(x, np.zeros((2, kernel.m)), keep=kernel.num_rows + 3)
-    assert (found.normals[:, -3:] == 0.0).all() and (found.offsets[:, -3:] == -1.0).all()
-    assert (found.offsets[:, : kernel.num_rows] != -1.0).any()
-    assert kernel.decide(x, np.zeros((2, kernel.m))).normals.shape == (2, 0, kernel.m)
+    rows, proposed = kernel.rows(x), np.zeros((30, kernel.m))
+    found, plain = kernel.decide(x, proposed, with_rows=True), kernel.decide(x, proposed)
+    assert found.normals.tobytes() == rows.normals.tobytes()
+    assert found.offsets.tobytes() == rows.offsets.tobytes()
+    assert (found.action == plain.action).all() and (found.margin == plain.margin).all()
+    assert plain.normals.shape == (30, 0, kernel.m) and plain.offsets.shape == (30, 0)
 
 
 def test_outside_the_implicit_set_the_backup_goes_on(bundle: Bundle) -> None:
@@ -178,9 +165,9 @@ def test_a_state_that_is_not_finite_has_no_answer(unicycle: Bundle, bad: float) 
     kernel = BatchKernel.of(unicycle)
     x = np.array([recoverable_state(unicycle, np.random.default_rng(k)) for k in range(3)])
     proposed = np.zeros((3, kernel.m))
-    alone = kernel.decide(x, proposed, keep=2)
+    alone = kernel.decide(x, proposed, with_rows=True)
     x[1, 2] = bad
-    found = kernel.decide(x, proposed, keep=2)
+    found = kernel.decide(x, proposed, with_rows=True)
     for a, b in zip(_parts(found), _parts(alone), strict=True):
         assert (a[[0, 2]] == b[[0, 2]]).all()
     assert found.verdict[1] == BACKUP and found.blend[1] == 0.0
@@ -238,7 +225,6 @@ def _wrong() -> Iterator[tuple[str, Callable[[BatchKernel], object]]]:
     yield "x must have shapes", lambda k: k.way_out(np.zeros(k.n))
     yield "x must have shapes", lambda k: k.rows(np.zeros((3, k.n + 1)))
     yield "proposals must have", lambda k: k.decide(np.zeros((3, k.n)), np.zeros((2, k.m)))
-    yield "keep must be >= 0", lambda k: k.decide(np.zeros((3, k.n)), np.zeros((3, k.m)), -1)
     yield "no function 'stp'; it has", lambda k: k.evaluate("stp", np.zeros((3, k.n)))
     yield "inputs of step must have", lambda k: k.evaluate("step", np.zeros((3, k.n)))
 

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from safe_rl_core.bundle import FORMAT, NOMINAL, NUMERICAL_MARGIN, Bundle, write_sums
 from safe_rl_core.errors import ModelError
-from safe_rl_core.kernel import Compiled
+from safe_rl_core.kernel import Compiled, theorem_vector
 from safe_rl_core.kernel.batch import BatchKernel
 from safe_rl_core.program import Program
 from torch import Tensor
@@ -138,10 +138,15 @@ def _assumptions(design: RobustDesign) -> dict[str, Any]:
 def batch_kernel(robot: Robot, threads: int = 1) -> BatchKernel:
     """The nominal shield's kernel for many states at once, straight from a robot."""
     compiled = Compiled(robot_program(replace(robot, robust=None)))
-    shares = np.array([robot.class_k, robot.base_class_k]) * robot.system.period
-    bounds = [[c.low for c in robot.system.inputs], [c.high for c in robot.system.inputs]]
-    margins = list(description(robot)["margins"].values())
-    theorem = np.concatenate((shares, *bounds, robot.input_scale, margins))
+    theorem = theorem_vector(
+        robot.class_k,
+        robot.base_class_k,
+        robot.system.period,
+        low=np.array([c.low for c in robot.system.inputs]),
+        high=np.array([c.high for c in robot.system.inputs]),
+        scale=np.array(robot.input_scale),
+        margin=np.array(list(description(robot)["margins"].values())),
+    )
     return BatchKernel(compiled, theorem, robot.horizon, threads)
 
 

@@ -201,15 +201,17 @@ class ShieldedEnv:
     _COUNTERS = ("steps", "violations", "starts_drawn", "starts_rejected")
 
     def _decide(self, x: Array, proposed: Array) -> dict[str, Any]:
+        none = np.zeros((self.count, 0, self.action_size), dtype=np.float32)
+        kept = {"normals": none, "offsets": np.zeros((self.count, 0), dtype=np.float32)}
         if self.shielded:
-            decisions = self.kernel.decide(x, proposed)
-            names = ("action", "slope", "verdict", "blend", "backup", "normals", "offsets")
-            found = {name: getattr(decisions, name) for name in names}
+            decisions = self.kernel.decide(x, proposed, with_rows=self.keep > 0)
+            names = ("action", "slope", "verdict", "blend", "backup")
             if self.keep:
-                rows, inside = self.kernel.rows(x), decisions.backup / self.scale
-                kept = facing_rows(rows.normals, rows.offsets, inside, self._rays, self.keep)
-                found["normals"], found["offsets"] = kept
-            return found
+                inside = decisions.backup / self.scale
+                kept["normals"], kept["offsets"] = facing_rows(
+                    decisions.normals, decisions.offsets, inside, self._rays, self.keep
+                )
+            return {name: getattr(decisions, name) for name in names} | kept
         usable = np.isfinite(proposed).all(-1, keepdims=True)
         action = np.where(usable, np.clip(proposed, self.low, self.high), self._stop)
         return {
@@ -218,8 +220,7 @@ class ShieldedEnv:
             "verdict": np.full(self.count, PASSED, dtype=np.int8),
             "blend": np.ones(self.count),
             "backup": np.tile(self._stop, (self.count, 1)),
-            "normals": np.zeros((self.count, 0, self.action_size), dtype=np.float32),
-            "offsets": np.zeros((self.count, 0), dtype=np.float32),
+            **kept,
         }
 
     def _observe(self) -> None:

@@ -227,14 +227,19 @@ _REMEDIES = {
 
 
 def make(
-    robot: Robot, settings: GradientSettings, seed: int, threads: int, device: str = "cpu"
+    robot: Robot,
+    settings: GradientSettings,
+    seed: int,
+    threads: int,
+    device: str = "cpu",
+    kernel: BatchKernel | None = None,
 ) -> GradientLearner:
     """A fresh learner. CPU only: its environment is the compiled kernel."""
     if device != "cpu":
         raise ModelError(
             f"gradient runs on the CPU, got device {device!r}; use --learner sac there"
         )
-    return GradientLearner(robot, settings, seed, threads)
+    return GradientLearner(robot, settings, seed, threads, kernel)
 
 
 def _single(array: NDArray[Any]) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from safe_rl_core.errors import ModelError
+from safe_rl_core.kernel.batch import BatchKernel
 from safe_rl_systems.robot import Robot
 
 from safe_rl_training import gradient, ppo, sac, staged
@@ -14,7 +15,9 @@ from safe_rl_training.parts.learner import Learner
 
 Settings = gradient.GradientSettings | sac.SacSettings | ppo.PpoSettings
 
-NAMES = ("staged", "ppo", "gradient", "sac", "published")
+#: Name -> the file whose `make` makes it.
+MODULES = {"staged": staged, "ppo": ppo, "gradient": gradient, "sac": sac, "published": sac}
+NAMES = tuple(MODULES)
 #: Those whose work is nearly all in the compiled kernel.
 CPU_ONLY = ("staged", "gradient")
 #: `--quick`: enough to go through every part once, too little to be good at anything.
@@ -58,16 +61,19 @@ def settings_of(
 
 
 def make(
-    name: str, robot: Robot, settings: Settings, seed: int, threads: int, device: str
+    name: str,
+    robot: Robot,
+    settings: Settings,
+    seed: int,
+    threads: int,
+    device: str,
+    kernel: BatchKernel | None = None,
 ) -> Learner:
-    """A learner at its start."""
-    if isinstance(settings, gradient.GradientSettings):
-        return gradient.make(robot, settings, seed, threads, device)
-    if isinstance(settings, staged.StagedSettings):
-        return staged.make(robot, settings, seed, threads, device)
-    if isinstance(settings, ppo.PpoSettings):
-        return ppo.make(robot, settings, seed, threads, device)
-    return sac.make(robot, settings, seed, threads, device)
+    """A learner at its start; `kernel` of the robot, if there is one already."""
+    module = {"published": sac, "sac": sac, "ppo": ppo, "gradient": gradient, "staged": staged}[
+        name
+    ]
+    return module.make(robot, settings, seed, threads, device, kernel)
 
 
 def plain(settings: Settings) -> dict[str, Any]:

@@ -209,7 +209,9 @@ def _phase_two(
             robot, policy, plan.episodes[0], VALIDATION_SEED, plan.threads, kernel=kernel
         )
 
-    learner = learners.make(plan.learner, robot, settings, plan.seed, plan.threads, plan.device)
+    learner = learners.make(
+        plan.learner, robot, settings, plan.seed, plan.threads, plan.device, kernel
+    )
     often = max(1, settings.iterations // (4 if plan.quick else 40))
     standing = ps2.run(
         learner,

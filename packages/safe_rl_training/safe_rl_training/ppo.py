@@ -49,6 +49,7 @@ from typing import Any, Literal
 
 import torch
 from safe_rl_core.errors import ModelError
+from safe_rl_core.kernel.batch import BatchKernel
 from safe_rl_systems.robot import Robot
 from torch import Tensor, nn
 
@@ -186,7 +187,13 @@ class Ppo:
     """A `Learner`: collects with `ShieldedEnv` and learns as the module's docstring says."""
 
     def __init__(
-        self, robot: Robot, settings: PpoSettings, seed: int, threads: int, device: str
+        self,
+        robot: Robot,
+        settings: PpoSettings,
+        seed: int,
+        threads: int,
+        device: str,
+        kernel: BatchKernel | None = None,
     ) -> None:
         self.robot, self.settings, self.device = robot, settings, torch.device(device)
         self.iteration = 0
@@ -195,6 +202,7 @@ class Ppo:
             settings.count,
             seed=seed,
             threads=threads,
+            kernel=kernel,
             keep=settings.keep,
             starts=settings.starts,
         )
@@ -366,6 +374,13 @@ class Ppo:
         return torch.as_tensor(array).to(self.device, torch.float32)
 
 
-def make(robot: Robot, settings: PpoSettings, seed: int, threads: int, device: str) -> Ppo:
+def make(
+    robot: Robot,
+    settings: PpoSettings,
+    seed: int,
+    threads: int,
+    device: str,
+    kernel: BatchKernel | None = None,
+) -> Ppo:
     """A fresh learner."""
-    return Ppo(robot, settings, seed, threads, device)
+    return Ppo(robot, settings, seed, threads, device, kernel)

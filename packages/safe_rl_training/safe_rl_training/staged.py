@@ -24,6 +24,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from safe_rl_core.errors import ModelError
+from safe_rl_core.kernel.batch import BatchKernel
 from safe_rl_systems.robot import Robot
 from torch import Tensor
 
@@ -74,10 +75,16 @@ class Staged:
     """A `Learner` made of two; see the module."""
 
     def __init__(
-        self, robot: Robot, settings: StagedSettings, seed: int, threads: int, device: str
+        self,
+        robot: Robot,
+        settings: StagedSettings,
+        seed: int,
+        threads: int,
+        device: str,
+        kernel: BatchKernel | None = None,
     ) -> None:
         self.robot, self.settings = robot, settings
-        self._then = Ppo(robot, settings.then(), seed, threads, device)
+        self._then = Ppo(robot, settings.then(), seed, threads, device, kernel)
         kernel = self._then.env.kernel
         self._first = GradientLearner(robot, settings.first(), seed, threads, kernel)
         self._best = _copy(self._first.policy.state_dict())
@@ -135,9 +142,16 @@ class Staged:
         return self._first.iteration < self.settings.by_slope
 
 
-def make(robot: Robot, settings: StagedSettings, seed: int, threads: int, device: str) -> Staged:
+def make(
+    robot: Robot,
+    settings: StagedSettings,
+    seed: int,
+    threads: int,
+    device: str,
+    kernel: BatchKernel | None = None,
+) -> Staged:
     """A fresh learner; the gradient runs on the CPU, PPO on `device`."""
-    return Staged(robot, settings, seed, threads, device)
+    return Staged(robot, settings, seed, threads, device, kernel)
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:

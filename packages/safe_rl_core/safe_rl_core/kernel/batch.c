@@ -54,18 +54,23 @@ static int all_finite(const double *values, int count) {
   return 1;
 }
 
+/* The rows of the last `rows_at`, one after the other and without the box. */
+static void copy_rows(const Area *w, double *normals, double *offsets) {
+  const int rows = ROWS(w->horizon);
+  memcpy(offsets, w->b, rows * sizeof(double));
+  for (int r = 0; r < rows; r++)
+    for (int j = 0; j < NU; j++) normals[r * NU + j] = w->a[j * w->stride + r];
+}
+
 EXPORT void safe_rl_batch_rows(const Theorem *theorem, int N, int stride, double *memory, long count,
                               const double *x, double *normals, double *offsets, double *backup,
                               double *least, int *worst) {
   const Area w = lay_out(theorem, N, stride, memory);
   const long rows = ROWS(N);
   for (long k = 0; k < count; k++) {
-    double *normal = normals + k * rows * NU;
     least[k] = rows_at(&w, x + k * NX, worst + k);
     memcpy(backup + k * NU, w.inputs, NU * sizeof(double));
-    memcpy(offsets + k * rows, w.b, rows * sizeof(double));
-    for (long r = 0; r < rows; r++)
-      for (int j = 0; j < NU; j++) normal[r * NU + j] = w.a[j * stride + r];
+    copy_rows(&w, normals + k * rows * NU, offsets + k * rows);
   }
 }
 
@@ -133,32 +138,9 @@ static int nearest(const Area *w, const Rules *rules, const double *proposed, Ne
   return 1;
 }
 
-/* The `keep` rows with the smallest a.v_b - b, smallest first; 0 >= -1 where there are no more. */
-static void nearest_rows(const Area *w, const double *u_b, int keep, float *normals,
-                         float *offsets) {
-  double best[keep];
-  int chosen[keep], found = 0;
-  for (int r = 0; r < ROWS(w->horizon); r++) {
-    double slack = -w->b[r];
-    for (int j = 0; j < NU; j++) slack += w->a[j * w->stride + r] * (u_b[j] / w->theorem->scale[j]);
-    if (!(slack < (found == keep ? best[found - 1] : INFINITY))) continue;
-    int place = found < keep ? found++ : found - 1;
-    for (; place > 0 && slack < best[place - 1]; place--) {
-      best[place] = best[place - 1];
-      chosen[place] = chosen[place - 1];
-    }
-    best[place] = slack;
-    chosen[place] = r;
-  }
-  for (int i = 0; i < keep; i++) {
-    for (int j = 0; j < NU; j++)
-      normals[i * NU + j] = i < found ? (float)w->a[j * w->stride + chosen[i]] : 0.0f;
-    offsets[i] = i < found ? (float)w->b[chosen[i]] : -1.0f;
-  }
-}
-
-/* What is sent for one state, `rows_at` of which has just been called: see shield.py, of which this
- * is the decision without a committed plan. `slope`: du/d proposed with rows, blend and backup held. */
+/* What is sent for one state, `rows_at` of which has just been called: see shield.py, of which
+ * this is the decision without a committed plan. `slope`: du/d proposed with rows, blend and backup
+ * held. */
 static int decide(const Area *w, const Rules *rules, const double *x, const double *proposed,
                   const double *u_b, double least, double *u, double *slope, double *blend,
                   double *margin) {
@@ -182,28 +164,31 @@ static int decide(const Area *w, const Rules *rules, const double *x, const doub
   return BACKUP;
 }
 
+/* Where a state is not finite everything written is NAN but verdict, blend and slope. With
+ * `with_rows` the rows that were projected onto come too. */
 EXPORT void safe_rl_batch_decide(const Theorem *theorem, int N, int stride, double *memory,
-                                long count, const Rules *rules, int keep, const double *x,
-                                const double *proposed, double *action, double *slope, double *backup,
-                                double *blend, double *margin, int8_t *verdict, float *normals,
-                                float *offsets) {
+                                 long count, const Rules *rules, int with_rows, const double *x,
+                                 const double *proposed, double *action, double *slope,
+                                 double *backup, double *blend, double *margin, int8_t *verdict,
+                                 double *normals, double *offsets) {
   const Area w = lay_out(theorem, N, stride, memory);
-  for (long k = 0; k < count; k++, x += NX, proposed += NU, action += NU, backup += NU, slope += NU * NU) {
-    int row, known = all_finite(x, NX);
-    double least = known ? rows_at(&w, x, &row) : NAN;
-    for (int j = 0; j < NU; j++) backup[j] = known ? w.inputs[j] : NAN;
-    for (int i = 0; i < keep && !known; i++) {
-      for (int j = 0; j < NU; j++) normals[(k * keep + i) * NU + j] = NAN;
-      offsets[k * keep + i] = NAN;
-    }
-    if (keep > 0 && known)
-      nearest_rows(&w, backup, keep, normals + k * keep * NU, offsets + k * keep);
-    if (known) {
-      verdict[k] =
-          decide(&w, rules, x, proposed, backup, least, action, slope, blend + k, margin + k);
+  const long rows = with_rows ? ROWS(N) : 0;
+  for (long k = 0; k < count; k++) {
+    const double *x_k = x + k * NX;
+    double *action_k = action + k * NU, *backup_k = backup + k * NU, *slope_k = slope + k * NU * NU;
+    double *normals_k = normals + k * rows * NU, *offsets_k = offsets + k * rows;
+    if (all_finite(x_k, NX)) {
+      int row;
+      const double least = rows_at(&w, x_k, &row);
+      memcpy(backup_k, w.inputs, NU * sizeof(double));
+      if (with_rows) copy_rows(&w, normals_k, offsets_k);
+      verdict[k] = decide(&w, rules, x_k, proposed + k * NU, backup_k, least, action_k, slope_k,
+                          blend + k, margin + k);
     } else {
-      memcpy(action, backup, NU * sizeof(double));
-      memset(slope, 0, NU * NU * sizeof(double));
+      for (int j = 0; j < NU; j++) action_k[j] = backup_k[j] = NAN;
+      for (long i = 0; i < rows * NU; i++) normals_k[i] = NAN;
+      for (long i = 0; i < rows; i++) offsets_k[i] = NAN;
+      memset(slope_k, 0, NU * NU * sizeof(double));
       verdict[k] = BACKUP;
       blend[k] = 0.0;
       margin[k] = NAN;

@@ -29,7 +29,6 @@ from safe_rl_core.shield import ROUNDING
 from safe_rl_core.shield_base import BLENDS
 
 Array = NDArray[np.float64]
-Single = NDArray[np.float32]
 
 #: Verdicts of `decide`, in its coding.
 PASSED, PROJECTED, BACKUP = 0, 1, 2
@@ -63,8 +62,7 @@ class Decisions:
     projection onto the active rows between (where two cases meet, that of one side). verdict (B,):
     PASSED, PROJECTED or BACKUP; blend (B,): share of the candidate in the action, 0 for the
     backup; backup (B, m); margin (B,) of the plan sent.
-    normals (B, keep, m), offsets (B, keep): the rows nearest to the backup action v_b, by
-    a . v_b - b, the nearest first; where there are no more rows, 0 >= -1.
+    normals (B, R, m), offsets (B, R): what `rows` gives there, if it was asked for, else R is 0.
     """
 
     action: Array
@@ -73,8 +71,8 @@ class Decisions:
     blend: Array
     backup: Array
     margin: Array
-    normals: Single
-    offsets: Single
+    normals: Array
+    offsets: Array
 
 
 class _Rules(ctypes.Structure):
@@ -153,15 +151,13 @@ class BatchKernel:
         self._roll("way_out", len(x), (), (x, least))
         return least
 
-    def decide(self, x: Array, proposed: Array, keep: int = 0) -> Decisions:
+    def decide(self, x: Array, proposed: Array, with_rows: bool = False) -> Decisions:
         """The shield's decision in the predicted states x (B, n) for proposals (B, m).
 
-        A proposal with an entry that is not finite is none. `keep`: how many rows to return.
+        A proposal with an entry that is not finite is none. `with_rows`: return the rows, too.
         """
-        if keep < 0:
-            raise ModelError(f"keep must be >= 0, got {keep}")
         x, proposed = self._arrays("x and the proposals", (x, proposed), [self.n, self.m])
-        size = len(x)
+        size, rows = len(x), self.num_rows if with_rows else 0
         out = Decisions(
             action=np.empty((size, self.m)),
             slope=np.empty((size, self.m, self.m)),
@@ -169,12 +165,12 @@ class BatchKernel:
             blend=np.empty(size),
             backup=np.empty((size, self.m)),
             margin=np.empty(size),
-            normals=np.empty((size, keep, self.m), np.float32),
-            offsets=np.empty((size, keep), np.float32),
+            normals=np.empty((size, rows, self.m)),
+            offsets=np.empty((size, rows)),
         )
         written = (out.action, out.slope, out.backup, out.blend, out.margin, out.verdict)
         arrays = (x, proposed, *written, out.normals, out.offsets)
-        self._roll("decide", size, (ctypes.byref(self._rules), ctypes.c_int(keep)), arrays)
+        self._roll("decide", size, (ctypes.byref(self._rules), ctypes.c_int(with_rows)), arrays)
         return out
 
     def _roll(

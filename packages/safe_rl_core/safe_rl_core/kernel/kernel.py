@@ -207,6 +207,21 @@ class Kernel:
             compare("backup inputs", plan.inputs[1:], policy)
 
 
+def theorem_vector(
+    class_k: float,
+    base_class_k: float,
+    period: float,
+    *,
+    low: Array,
+    high: Array,
+    scale: Array,
+    margin: Array,
+) -> Array:
+    """The parameters of rollout.c's Theorem, in its order: see `Kernel`."""
+    shares = np.array([class_k * period, base_class_k * period])
+    return np.concatenate((shares, low, high, scale, margin))
+
+
 def self_test_points(program: Program) -> dict[str, tuple[Array, ...]]:
     """Inputs for each function of a program: states of the operating box, inputs of the box."""
     rng = np.random.default_rng(0)
