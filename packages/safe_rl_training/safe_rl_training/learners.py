@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 from safe_rl_core.errors import ModelError
@@ -12,12 +13,18 @@ from safe_rl_systems.robot import Robot
 
 from safe_rl_training import gradient, ppo, sac, staged
 from safe_rl_training.parts.learner import Learner
+from safe_rl_training.parts.policy_file import load_policy
 
 Settings = gradient.GradientSettings | sac.SacSettings | ppo.PpoSettings
 
-#: Name -> the file whose `make` makes it.
-MODULES = {"staged": staged, "ppo": ppo, "gradient": gradient, "sac": sac, "published": sac}
-NAMES = tuple(MODULES)
+NAMES = ("staged", "ppo", "gradient", "sac", "published")
+#: Settings -> the file whose `make` makes their learner.
+_MODULES: Mapping[type[Settings], Any] = {
+    staged.StagedSettings: staged,
+    ppo.PpoSettings: ppo,
+    gradient.GradientSettings: gradient,
+    sac.SacSettings: sac,
+}
 #: Those whose work is nearly all in the compiled kernel.
 CPU_ONLY = ("staged", "gradient")
 #: `--quick`: enough to go through every part once, too little to be good at anything.
@@ -32,9 +39,16 @@ QUICK: Mapping[str, Mapping[str, Any]] = {
 
 
 def settings_of(
-    name: str, robot: Robot, quick: bool = False, changes: Mapping[str, Any] | None = None
+    name: str,
+    robot: Robot,
+    quick: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    warm_start: bool = False,
 ) -> Settings:
-    """The learner's settings for any robot, with `changes` by field name."""
+    """The learner's settings for any robot, with `changes` by field name.
+
+    `warm_start`: it begins with a policy, so `staged` is its second part alone.
+    """
     settings: Settings
     if name == "staged":
         settings = staged.StagedSettings()
@@ -57,23 +71,30 @@ def settings_of(
         raise ModelError(f"{name} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
     # YAML knows no tuples.
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
-    return replace(settings, **values)
+    settings = replace(settings, **values)
+    skips = warm_start and isinstance(settings, staged.StagedSettings)
+    return settings.then() if skips else settings
 
 
 def make(
-    name: str,
     robot: Robot,
     settings: Settings,
     seed: int,
     threads: int,
     device: str,
     kernel: BatchKernel | None = None,
+    warm_start: Path | None = None,
 ) -> Learner:
-    """A learner at its start; `kernel` of the robot, if there is one already."""
-    module = {"published": sac, "sac": sac, "ppo": ppo, "gradient": gradient, "staged": staged}[
-        name
-    ]
-    return module.make(robot, settings, seed, threads, device, kernel)
+    """The learner of these settings at its start.
+
+    `kernel` of the robot, if there is one already; `warm_start`: policy.onnx to begin with.
+    """
+    learner: Learner = _MODULES[type(settings)].make(
+        robot, settings, seed, threads, device, kernel
+    )
+    if warm_start is not None:
+        load_policy(learner.policy, warm_start)
+    return learner
 
 
 def plain(settings: Settings) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safe_rl_core.bundle import Bundle, certify
+from safe_rl_core.bundle import Bundle, certify, file_hash
 from safe_rl_core.certificate import Certificate
 from safe_rl_core.errors import ModelError
 from safe_rl_core.kernel.batch import BatchKernel
@@ -39,6 +39,7 @@ from safe_rl_training.montecarlo import POLICY, evaluate_in_pieces
 from safe_rl_training.parts import checkpoint
 from safe_rl_training.parts.learner import Learner
 from safe_rl_training.parts.networks import PolicyNetwork
+from safe_rl_training.parts.policy_file import policy_function
 from safe_rl_training.parts.provenance import provenance
 from safe_rl_training.parts.report import write_training_record
 from safe_rl_training.parts.training_log import draw_returns
@@ -105,7 +106,7 @@ def train(
     torch.set_num_threads(plan.threads)
     robot = load_robot(plan.source)
     refuse_impossible(robot, plan.backup)
-    settings = learners.settings_of(plan.learner, robot, plan.quick, plan.settings)
+    settings = plan.learner_settings(robot)
     # Taken before the first step: the sources may change while the training runs.
     made_by = provenance(plan.command(), plan.seed, plan.threads)
     run = _Run(plan, out, say, cluster, **_open(plan, robot, settings, out, resume))
@@ -135,6 +136,7 @@ def train(
         "algorithm": "ps2",
         "provenance": {**made_by, "duration_s": f"{sum(run.seconds.values()):.1f}"},
         **{name: getattr(plan, name) for name in ("backup", "learner", "quick")},
+        "warm_start": _warm_start(plan),
         "settings": learners.plain(settings),
         "phase1": found.record,
         "certificate": None if certificate is None else dict(certificate.provenance),
@@ -162,6 +164,7 @@ def _open(
     """Make the run's folder, or see that it fits; what run.json is to hold."""
     asked = {k: v for k, v in asdict(plan).items() if k not in (*_NOT_BINDING, "changes")}
     asked["source"] = shown(plan.source)
+    asked["warm_start"] = _warm_start(plan)
     identity = {**asked, **_plain(settings), "program": robot_program(robot).hash}
     identity = json.loads(json.dumps(identity))
     stored = out / "run.json"
@@ -175,6 +178,15 @@ def _open(
         return before
     out.mkdir(parents=True, exist_ok=True)
     return {"identity": identity, "seconds": {}}
+
+
+def _warm_start(plan: Plan) -> dict[str, str] | None:
+    """The policy that phase II begins with, wherever its file is."""
+    if plan.warm_start is None:
+        return None
+    file = Path(plan.warm_start)
+    made_by = policy_function(file)[1].get("command", "unknown")
+    return {"file": file.name, "sha256": file_hash(file), "command": made_by}
 
 
 def _plain(settings: learners.Settings) -> dict[str, Any]:
@@ -210,8 +222,9 @@ def _phase_two(
         )
 
     learner = learners.make(
-        plan.learner, robot, settings, plan.seed, plan.threads, plan.device, kernel
-    )
+        robot, settings, plan.seed, plan.threads, plan.device, kernel,
+        None if plan.warm_start is None else Path(plan.warm_start),
+    )  # fmt: skip
     often = max(1, settings.iterations // (4 if plan.quick else 40))
     standing = ps2.run(
         learner,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safe_rl_core.errors import ModelError
+from safe_rl_systems.robot import Robot
 
 from safe_rl_training import learners
 from safe_rl_training.phase_one import BACKUPS
@@ -42,6 +43,10 @@ class Plan:
             raise ModelError(
                 f"{self.learner} runs on the CPU; leave --device out, or use --learner sac there"
             )
+        if self.warm_start is not None and not Path(self.warm_start).is_file():
+            raise ModelError(
+                f"--warm-start: there is no file {self.warm_start}; give a policy.onnx"
+            )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ModelError("--device cuda: torch sees no CUDA device; leave the option out")
 
@@ -50,11 +55,10 @@ class Plan:
         """Episodes of one validation, and of the final evaluation per policy."""
         return (8, 32) if self.quick else (64, 1000)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the learner's settings are to be changed to, by name."""
-        warm = {} if self.warm_start is None else {"warm_start": self.warm_start}
-        return {**self.changes, **warm}
+    def learner_settings(self, robot: Robot) -> learners.Settings:
+        """Of the learner; ModelError if it knows no setting of that name."""
+        warm = self.warm_start is not None
+        return learners.settings_of(self.learner, robot, self.quick, self.changes, warm)
 
     def command(self) -> str:
         """What a person types for the same result, without what is the default."""

@@ -44,7 +44,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -55,7 +54,7 @@ from torch import Tensor, nn
 
 from safe_rl_training.envs import ShieldedEnv, Transition, observation_sample
 from safe_rl_training.parts.learner import check_finite, flown_scalars
-from safe_rl_training.parts.networks import load_policy, mlp, network_for
+from safe_rl_training.parts.networks import mlp, network_for
 from safe_rl_training.projection_layer import ProjectionLayer
 
 #: Learning rates of the policy that the KL divergence may lead to.
@@ -70,8 +69,7 @@ class PpoSettings:
     at the start, `distance_weight` w, `keep`: rows kept for the second term. `kl` is the target of
     the divergence per batch, falling linearly to `kl_at_end`; `memory`: weight of the old mean and
     spread of the returns per iteration. In the first `critic_first` iterations only V learns, so
-    that a policy that is good already is not spoilt. `warm_start`: file of a policy to begin with
-    (`parts/networks.py`).
+    that a policy that is good already is not spoilt.
     """
 
     iterations: int = 600
@@ -94,7 +92,6 @@ class PpoSettings:
     memory: float = 0.9
     starts: Literal["task", "mixed"] = "mixed"
     critic_first: int = 0
-    warm_start: str | None = None
 
     def __post_init__(self) -> None:
         if self.count * self.steps % self.minibatch:
@@ -212,8 +209,6 @@ class Ppo:
         self.critic = Critic(observed, settings.hidden).to(self.device)
         sample = observation_sample(robot, self.env.kernel, seed)
         self.policy.measure_normalisation(torch.from_numpy(sample).to(self.device))
-        if settings.warm_start is not None:
-            load_policy(self.policy, Path(settings.warm_start))
         spread = math.log(settings.spread) * torch.ones(self.env.action_size, device=self.device)
         self.log_spread = nn.Parameter(spread)
         layer = ProjectionLayer(self.env.scale, self.env.low, self.env.high)

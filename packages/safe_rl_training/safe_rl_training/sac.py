@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -45,7 +44,7 @@ from torch import Tensor, nn
 
 from safe_rl_training.envs import ShieldedEnv, Transition, observation_sample
 from safe_rl_training.parts.learner import ReturnScale, check_finite, flown_scalars
-from safe_rl_training.parts.networks import load_policy, network_for
+from safe_rl_training.parts.networks import network_for
 from safe_rl_training.parts.replay import Batch, Replay
 from safe_rl_training.parts.stochastic import Actor, TwinCritic
 from safe_rl_training.projection_layer import ProjectionLayer
@@ -67,12 +66,10 @@ class SacSettings:
     `batch` transitions, once `update_after` env steps are there. The first `random_steps` env
     steps propose at random. `replay`: transitions kept, each with `keep` rows. `normalised`:
     observations, actions, rewards and entropy without units. `terminal_limit`: no value beyond the
-    time limit. `warm_start`: file with the state dict of a `PolicyNetwork`, of which `hidden` and
-    `activation` must be this run's. `validate_every`: iterations between two validations.
+    time limit.
     """
 
     iterations: int = 300
-    validate_every: int = 10
     robots: int = 32
     periods: int = 32
     updates: int = 2
@@ -97,7 +94,6 @@ class SacSettings:
     normalised: bool = True
     terminal_limit: bool = False
     starts: Literal["task", "mixed"] = "mixed"
-    warm_start: str | None = None
 
     @classmethod
     def published(cls, robot: Robot) -> SacSettings:
@@ -148,9 +144,7 @@ class Sac:
         )
         self._generator = torch.Generator().manual_seed(seed)
         self._make_networks(seed)
-        if settings.warm_start is not None:
-            load_policy(self.policy, Path(settings.warm_start))
-        elif settings.normalised:
+        if settings.normalised:
             seen = observation_sample(robot, kernel, seed)
             self.policy.measure_normalisation(torch.from_numpy(seen).to(self.device))
         self._layer = ProjectionLayer(self.env.scale, self.env.low, self.env.high)
@@ -259,7 +253,7 @@ class Sac:
     def _identity(self) -> dict[str, Any]:
         """What must be equal to resume; a run may be made longer."""
         settings = asdict(self.settings)
-        del settings["iterations"], settings["validate_every"]
+        del settings["iterations"]
         return {"robot": self.robot.name, **settings}
 
     @torch.no_grad()

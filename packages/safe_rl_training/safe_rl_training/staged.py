@@ -10,8 +10,8 @@ stops short, or turns back. PPO needs no slope and goes on from the policy with 
 that the gradient collected. Both parts are shielded from the first
 period to the last: nothing is learned by leaving the safe set.
 
-With `warm_start`, a policy of the task that knows no shield (tracker.py makes one), PPO goes on
-from that one and there is no first part.
+With a policy to begin with (`--warm-start`; tracker.py makes one that knows no shield) there is no
+first part: `learners.py` then takes PPO alone, with the settings that it has here.
 
 Source: PS2-RL (arXiv 2606.14536) starts its quadrotor from a tracker that was trained by SAC
 without a shield, for 5 million steps; here that is a choice.
@@ -54,11 +54,6 @@ class StagedSettings(PpoSettings):
                 f"{self.gradient_iterations} and {self.iterations}"
             )
 
-    @property
-    def by_slope(self) -> int:
-        """Iterations of the first part."""
-        return 0 if self.warm_start else self.gradient_iterations
-
     def first(self) -> GradientSettings:
         """Of the gradient."""
         return GradientSettings(
@@ -68,7 +63,7 @@ class StagedSettings(PpoSettings):
     def then(self) -> PpoSettings:
         """Of PPO."""
         own = {field.name: getattr(self, field.name) for field in fields(PpoSettings)}
-        return PpoSettings(**{**own, "iterations": self.iterations - self.by_slope})
+        return PpoSettings(**{**own, "iterations": self.iterations - self.gradient_iterations})
 
 
 class Staged:
@@ -139,7 +134,7 @@ class Staged:
 
     @property
     def _learns_by_slope(self) -> bool:
-        return self._first.iteration < self.settings.by_slope
+        return self._first.iteration < self.settings.gradient_iterations
 
 
 def make(

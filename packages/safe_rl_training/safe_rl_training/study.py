@@ -27,7 +27,6 @@ from typing import Any
 import yaml
 from safe_rl_core.errors import ModelError
 
-from safe_rl_training import learners
 from safe_rl_training.cluster import Jobs, run_jobs
 from safe_rl_training.pipeline import train
 from safe_rl_training.plan import Plan
@@ -76,7 +75,7 @@ def points(plan: Plan, grid: Mapping[str, Sequence[Any]]) -> dict[str, Plan]:
         chosen = dict(zip(grid, values, strict=True))
         options = {name: chosen.pop(name) for name in _OPTIONS if name in chosen}
         point = replace(plan, **options, changes={**plan.changes, **chosen})
-        learners.settings_of(point.learner, robot, point.quick, point.settings)  # refuses early
+        point.learner_settings(robot)  # refuses early
         found[",".join(f"{k}={_short(v)}" for k, v in (options | chosen).items())] = point
     return found
 

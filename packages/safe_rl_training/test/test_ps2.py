@@ -140,10 +140,10 @@ def test_what_a_learner_stores_can_be_loaded_and_goes_on_bit_for_bit(
 ) -> None:
     path, changes = tmp_path / "checkpoint.pt", {"iterations": 4, **SMALL[name]}
     settings = learners.settings_of(name, ROBOT, True, changes)
-    first = learners.make(name, ROBOT, settings, 0, 1, "cpu")
+    first = learners.make(ROBOT, settings, 0, 1, "cpu")
     first.iterate()
     checkpoint.save(path, IDENTITY, first.state_dict())
-    second = learners.make(name, ROBOT, settings, 0, 1, "cpu")
+    second = learners.make(ROBOT, settings, 0, 1, "cpu")
     second.load_state_dict(checkpoint.load(path, IDENTITY))
     assert second.iterate() == pytest.approx(first.iterate(), nan_ok=True, abs=0.0, rel=0.0)
     for a, b in zip(first.policy.parameters(), second.policy.parameters(), strict=True):

@@ -11,7 +11,9 @@ from safe_rl_core.errors import ModelError
 from safe_rl_core.kernel.batch import BatchKernel
 from safe_rl_systems.build import batch_kernel
 from safe_rl_systems.robot import ROBOTS
+from safe_rl_training import learners
 from safe_rl_training.envs import ShieldedEnv
+from safe_rl_training.export import export_policy
 from safe_rl_training.parts.learner import ReturnScale
 from safe_rl_training.parts.networks import network_for
 from safe_rl_training.parts.stochastic import HALF_SPAN, LOWEST, Actor
@@ -149,17 +151,22 @@ def test_published_recipe_knows_two_robots() -> None:
         SacSettings.published(other)
 
 
-def test_warm_start_is_another_policy_and_only_of_the_same_shape(tmp_path: Path) -> None:
+def test_a_policy_to_begin_with_is_used_and_only_one_of_the_same_shape(tmp_path: Path) -> None:
+    robot, file = ROBOTS["quadrotor_powerloop_paper"](), tmp_path / "policy.onnx"
     source = learner("quadrotor_powerloop_paper", seed=1).policy
-    torch.save(source.state_dict(), tmp_path / "policy.pt")
-    warm = replace(TINY, warm_start=str(tmp_path / "policy.pt"), critic_first=10_000)
-    made = learner("quadrotor_powerloop_paper", warm)
+    export_policy(source, robot, {}, file)
+    settings = replace(TINY, critic_first=10_000)
+    made = learners.make(robot, settings, 0, 1, "cpu", warm_start=file)
     for _ in range(3):
         scalars = made.iterate()
     assert "loss/critic" in scalars and "loss/actor" not in scalars
     for a, b in zip(source.state_dict().values(), made.policy.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(ModelError, match="choose `hidden`"):
-        learner("quadrotor_powerloop_paper", replace(warm, hidden=32))
-    with pytest.raises(ModelError, match="there is no file"):
-        learner("quadrotor_powerloop_paper", replace(warm, warm_start=str(tmp_path / "none.pt")))
+    for other, wanted in (
+        (replace(settings, hidden=32), "choose `hidden`"),
+        (replace(settings, activation="relu"), "choose the `activation`"),
+    ):
+        with pytest.raises(ModelError, match=wanted):
+            learners.make(robot, other, 0, 1, "cpu", warm_start=file)
+    with pytest.raises(ModelError, match="there is no policy"):
+        learners.make(robot, settings, 0, 1, "cpu", warm_start=tmp_path / "none.onnx")

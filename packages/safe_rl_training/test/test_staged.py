@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from safe_rl_core.errors import ModelError
 from safe_rl_systems.robot import ROBOTS
-from safe_rl_training import staged
+from safe_rl_training import learners, staged
 from safe_rl_training.export import export_policy
+from safe_rl_training.parts.learner import Learner
+from safe_rl_training.ppo import PpoSettings
 from safe_rl_training.staged import Staged, StagedSettings
 
 QUICK = StagedSettings(
@@ -30,7 +32,7 @@ def fresh() -> Staged:
     return staged.make(ROBOTS["unicycle_lane_paper"](), QUICK, 0, 1, "cpu")
 
 
-def weights(learner: Staged) -> torch.Tensor:
+def weights(learner: Learner) -> torch.Tensor:
     return torch.nn.utils.parameters_to_vector(learner.policy.parameters()).detach().clone()
 
 
@@ -77,10 +79,11 @@ def test_a_warm_start_replaces_the_gradient(tmp_path: Path) -> None:
     robot, source = ROBOTS["unicycle_lane_paper"](), fresh()
     file = tmp_path / "policy.onnx"
     export_policy(source.policy, robot, {}, file)
-    settings = replace(QUICK, warm_start=str(file))
-    one = staged.make(robot, settings, 1, 1, "cpu")
+    changes = {f.name: getattr(QUICK, f.name) for f in fields(QUICK)}
+    settings = learners.settings_of("staged", robot, changes=changes, warm_start=True)
+    assert type(settings) is PpoSettings and settings.critic_first == QUICK.critic_first
+    assert settings.iterations == QUICK.iterations - QUICK.gradient_iterations
+    one = learners.make(robot, settings, 1, 1, "cpu", warm_start=file)
     assert torch.equal(weights(one), weights(source))
     one.iterate()
     assert one.env_steps == QUICK.count * QUICK.steps
-    with pytest.raises(ModelError, match="this policy needs"):
-        staged.make(robot, replace(settings, hidden=16), 1, 1, "cpu")

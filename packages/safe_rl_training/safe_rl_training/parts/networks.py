@@ -8,11 +8,7 @@ measured once before training and travel with the weights into the checkpoint an
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import onnx
 import torch
-from onnx import numpy_helper
 from safe_rl_core.errors import ModelError
 from safe_rl_systems.control_affine import ControlAffineSystem
 from torch import Tensor, nn
@@ -90,35 +86,3 @@ def network_for(
     low = torch.tensor([c.low for c in system.inputs])
     high = torch.tensor([c.high for c in system.inputs])
     return PolicyNetwork(observation_size, low, high, hidden, activation)
-
-
-def load_policy(policy: PolicyNetwork, path: Path) -> None:
-    """Take weights and normalisation of another policy of the same shape.
-
-    `path`: a policy.onnx that `export.py` wrote, a state dict, or a tracker's checkpoint.
-    """
-    if not path.is_file():
-        raise ModelError(f"warm_start: there is no file {path}; give a policy.onnx or checkpoint")
-    if path.suffix == ".onnx":
-        stored = _of_graph(path)
-    else:
-        stored = torch.load(path, weights_only=True, map_location="cpu")
-        stored = stored.get("network", stored)
-    expected = {name: tuple(t.shape) for name, t in policy.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in stored.items() if isinstance(t, Tensor)}
-    if found != expected:
-        raise ModelError(
-            f"warm_start: {path} holds {found}, this policy needs {expected}; choose `hidden` and "
-            "the robot of the stored policy"
-        )
-    policy.load_state_dict(stored)
-
-
-def _of_graph(path: Path) -> dict[str, Tensor]:
-    """The state dict of the network that a policy.onnx was written from."""
-    arrays = {w.name: numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer}
-    weights = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-    for kind in ("weight", "bias"):
-        for name in [name for name in weights if name.startswith(f"{kind}_")]:
-            weights[f"body.{name.removeprefix(f'{kind}_')}.{kind}"] = weights.pop(name)
-    return weights

@@ -1,4 +1,4 @@
-"""A policy.onnx as a function of many observations at once.
+"""A policy.onnx as a function of many observations at once, or as the network it was written from.
 
 onnxruntime takes what the file says: one observation per call. The graph that `export.py` writes
 is a chain of seven kinds of nodes: it is read into torch, and any other graph is refused.
@@ -17,8 +17,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from safe_rl_core.errors import ModelError
 
+from safe_rl_training.parts.networks import PolicyNetwork
+
 #: From observations (B, k) float32 to proposals (B, m) in SI units.
 PolicyFunction = Callable[[Any], Any]
+#: Largest difference, in half-ranges, between two ways to compute one network in float32.
+SAME = 1e-4
 
 
 def policy_function(path: Path) -> tuple[PolicyFunction, dict[str, str]]:
@@ -55,3 +59,35 @@ def policy_function(path: Path) -> tuple[PolicyFunction, dict[str, str]]:
             return out.double().numpy()
 
     return act, {entry.key: entry.value for entry in model.metadata_props}
+
+
+def load_policy(policy: PolicyNetwork, path: Path) -> None:
+    """Take weights and normalisation of the policy in `path`, which must be of the same shape."""
+    if not path.is_file():
+        raise ModelError(f"there is no policy {path}; give a policy.onnx to begin with")
+    stored_function, _ = policy_function(path)
+    arrays = {w.name: numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer}
+    stored = {_name_in_network(name): torch.tensor(array) for name, array in arrays.items()}
+    expected = {name: tuple(t.shape) for name, t in policy.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in stored.items()}
+    if found != expected:
+        raise ModelError(
+            f"{path} holds {found}, this policy needs {expected}; choose `hidden` and the robot "
+            "of the stored policy"
+        )
+    policy.load_state_dict(stored)
+    noise = torch.randn(64, len(policy.mean), generator=torch.Generator().manual_seed(0))
+    seen = policy.mean + policy.std * noise.to(policy.mean.device)
+    with torch.no_grad():
+        gap = (policy(seen).cpu() - torch.from_numpy(stored_function(seen.cpu()))).abs()
+    if not bool((gap < SAME * policy.half_range.cpu()).all()):
+        raise ModelError(
+            f"{path}: this network acts differently with its weights, by up to {gap.max():.3g}; "
+            "choose the `activation` of the stored policy"
+        )
+
+
+def _name_in_network(name: str) -> str:
+    """`weight_0` in the file is `body.0.weight` in the network; buffers keep their names."""
+    kind, _, layer = name.partition("_")
+    return f"body.{layer}.{kind}" if kind in ("weight", "bias") else name
