@@ -107,7 +107,6 @@ class ShieldedEnv:
         self.steps = self.violations = self.starts_drawn = self.starts_rejected = 0
         self._stop = np.array(robot.stop_action)
         self._rays = rays(self.low, self.high, self.scale)
-        self._margins = np.array([robot.margins.get(row, 0.0) for row in robot.safe_set.names])
         self._rng = np.random.default_rng(seed)
         n = len(robot.system.states)
         self._path = np.zeros((robot.delay_steps + 1, count, n))
@@ -256,7 +255,7 @@ class ShieldedEnv:
             paths = start_path(
                 self.kernel, draw(max(count - found, CHUNK)), self._stop, self.robot.delay_steps
             )
-            good = startable(self.kernel, paths, self._margins)
+            good = startable(self.kernel, paths)
             accepted.append(paths[:, good])
             found, drawn = found + int(good.sum()), drawn + len(good)
             self.starts_drawn += len(good)

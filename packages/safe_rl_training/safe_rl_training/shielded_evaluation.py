@@ -112,7 +112,7 @@ def _source(case: Case, policy: PolicyFunction | str) -> Callable[[Sequence[int]
     if callable(policy):
         return lambda seeds: lambda x, t: _asked(case.kernel, policy, x, t)
     if policy == "adversarial":
-        worst = WorstCorner(case, case.margin, case.rest())
+        worst = WorstCorner(case, case.kernel.required, case.rest())
         return lambda seeds: Adversaries(
             case, worst, [np.random.default_rng([seed, 1]) for seed in seeds]
         )
@@ -179,7 +179,7 @@ def _starts(case: Case, seeds: Sequence[int], name: str) -> tuple[list[Array], N
         w = np.array([rngs[i].uniform(-1.0, 1.0, size) for i in left])
         x = case.kernel.evaluate(name, w)
         way = start_path(case.kernel, x, case.stop_action, case.delay_steps)
-        good = startable(case.kernel, way, case.margin)
+        good = startable(case.kernel, way)
         path[:, left[good]] = way[:, good]
         left = left[~good]
     return list(path), drawn

@@ -105,6 +105,11 @@ class BatchKernel:
         self._rules = _Rules(TOLERANCE, ROUNDING, len(blends), blends)
         self._executor = ThreadPoolExecutor(threads) if threads > 1 else None
 
+    @property
+    def required(self) -> Array:
+        """What every row of the safe set must be at least (n_h,): the theorem's margins."""
+        return self.theorem[2 + 3 * self.m :].copy()
+
     @classmethod
     def of(cls, bundle: Bundle, threads: int = 1) -> BatchKernel:
         """The kernel of a bundle, checked against its program."""

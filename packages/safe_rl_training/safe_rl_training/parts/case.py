@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safe_rl_core.bundle import Bundle
 from safe_rl_core.kernel.batch import BatchKernel
-from safe_rl_systems.build import batch_kernel, description
+from safe_rl_systems.build import batch_kernel
 from safe_rl_systems.robot import Robot
 
 Array = NDArray[np.float64]
@@ -28,7 +28,6 @@ class Case:
     input_high: Array
     input_scale: Array
     stop_action: Array
-    margin: Array
     rows: tuple[str, ...]
     tracked: dict[str, int]
 
@@ -38,7 +37,7 @@ def case_of(robot: Robot | Bundle, threads: int, kernel: BatchKernel | None = No
     if isinstance(robot, Bundle):
         own, source, duration = robot.kernel(), robot, robot.task.duration_s
         states, inputs, rows = robot.states, robot.inputs, robot.safe_set_names
-        period, margins = robot.period, robot.margins
+        period = robot.period
         kernel = kernel or BatchKernel.of(robot, threads)
 
         def rest() -> BatchKernel:
@@ -46,7 +45,7 @@ def case_of(robot: Robot | Bundle, threads: int, kernel: BatchKernel | None = No
     else:
         source, duration = robot, robot.duration
         states, inputs, rows = robot.system.states, robot.system.inputs, robot.safe_set.names
-        period, margins = robot.system.period, description(robot)["margins"]
+        period = robot.system.period
         kernel = kernel or batch_kernel(robot, threads)
 
         def rest() -> BatchKernel:
@@ -63,7 +62,6 @@ def case_of(robot: Robot | Bundle, threads: int, kernel: BatchKernel | None = No
         input_high=np.array([c.high for c in inputs]),
         input_scale=np.array(source.input_scale),
         stop_action=np.array(source.stop_action),
-        margin=np.array([margins[name] for name in rows]),
         rows=tuple(rows),
         tracked={name: names.index(name) for name in source.task.tracked},
     )

@@ -17,9 +17,9 @@ def start_path(kernel: BatchKernel, x: Array, stop: Array, delay_steps: int) -> 
     return np.stack(path)
 
 
-def startable(kernel: BatchKernel, path: Array, margin: Array) -> NDArray[np.bool_]:
-    """Where every state of the path keeps the margins (rows,) and a way out follows it: (B,)."""
+def startable(kernel: BatchKernel, path: Array) -> NDArray[np.bool_]:
+    """Where every state of the path keeps the margins and a way out follows it: (B,)."""
     good = kernel.way_out(path[-1]) >= 0.0
     for x in path:  # a plan from x says nothing of x itself
-        good &= (kernel.evaluate("safe_set", x) >= margin).all(axis=-1)
+        good &= (kernel.evaluate("safe_set", x) >= kernel.required).all(axis=-1)
     return good
