@@ -5,8 +5,8 @@
     python benchmarks --write               and put the answers into benchmarks/README.md
     python benchmarks mismatch --seeds 5    one question with options of its own script
 
-Without names only the first three run. `robust` takes an hour, `training` hours, and `training`
-needs the runs of `safe-rl train ps2` that it compares.
+Without names only the first three run. `robust` and `many_episodes` take an hour or two,
+`training` hours, and it needs the runs of `safe-rl train ps2` that it compares.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from toolbox.report import say, write_between_markers
 HERE = Path(__file__).parent
 SCRIPTS = ("shield_step", "peers", "ros_round_trip")
 #: Scripts that take longer than those together, or need what proves certificates, or trainings.
-LONG = ("certification", "evidence", "robust", "training", "best_safe", "arrival_optimum")
+LONG = (
+    "certification", "evidence", "robust", "training", "many_episodes", "best_safe",
+    "arrival_optimum",
+)  # fmt: skip
 #: Scripts that print a table and nothing else, and the packages that decide what is in it.
 PRINTING = {"mismatch": ("safe_rl_core", "numpy", "pybullet")}
 

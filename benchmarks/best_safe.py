@@ -3,8 +3,8 @@
 The whole episode is optimised at once, from a given start and with everything known beforehand: no
 policy and no feedback. `toolbox/shooting.py` says how. IPOPT finds local optima; it starts from
 several guesses (the reference moved into the safe set, the same disturbed, the backup policy, the
-tracker behind the shield), and the best is called "best found": nothing proves that there is no
-better one. The column "without safe set" says what safety costs at least.
+shipped policy behind the shield), and the best is called "best found": nothing proves that there
+is no better one. The column "without safe set" says what safety costs at least.
 
 A shield that keeps its promise ends each episode where a way back exists. Without that condition
 the optimum is at least as large, and so bounds the shielded policies too; `--recoverable` adds it:
@@ -39,8 +39,8 @@ from toolbox.shooting import (  # noqa: E402
     guesses,
     save,
     setting,
+    shielded,
     starts,
-    tracked,
 )
 
 NAMES = (
@@ -51,7 +51,7 @@ NAMES = (
 )
 COLUMNS = (
     "robot, margins", "periods", "best found", "optima within 0.01 of it", "of guesses",
-    "in the implicit set", "without safe set", "tracker behind the shield", "stop",
+    "in the implicit set", "without safe set", "shipped policy behind the shield", "stop",
     "drawn starts: mean", "least", "largest",
 )  # fmt: skip
 
@@ -76,7 +76,7 @@ def answer(args: argparse.Namespace, robot: Robot, margins: str, report: Report)
     free = setting(robot, steps, "off")
     _, states, inputs = next(guesses(free, start, args.seed, 0))
     unsafe = fly(free, start, Problem(free, args.iterations).solve(start, states, inputs), "")
-    follower = tracked(case, start)
+    shipped = shielded(case, start)
     still = fly(case, start, np.tile(robot.stop_action, (steps, 1)), "stop")
     kept = replace(robot, margins=dict(zip(robot.safe_set.names, case.margin, strict=True)))
     recoverable = float((batch_kernel(kept).way_out(flight.states) >= 0.0).mean())
@@ -84,13 +84,13 @@ def answer(args: argparse.Namespace, robot: Robot, margins: str, report: Report)
         "steps": steps, "best": flight.total, "found": first.found, "guess": flight.label,
         "beyond_margin": flight.worst, "recoverable_share": recoverable, "drawn": drawn,
         "without_safe_set": unsafe.total, "stop": still.total, "seconds": first.seconds,
-        "tracker": follower.total if follower else None,
+        "shipped": shipped.total if shipped else None,
     }  # fmt: skip
     agreeing = sum(value > flight.total - 0.01 for value in first.found.values())
     spread = (float(np.mean(drawn)), min(drawn), max(drawn)) if drawn else (math.nan,) * 3
     return [
         f"{robot.name}, {margins}", steps, flight.total, agreeing, len(first.found), recoverable,
-        unsafe.total, follower.total if follower else math.nan, still.total, *spread,
+        unsafe.total, shipped.total if shipped else math.nan, still.total, *spread,
     ]  # fmt: skip
 
 

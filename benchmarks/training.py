@@ -1,10 +1,11 @@
 """What does training behind the shield bring, against a shield that is only put in front?
 
-Rows: the tracker without and with the shield (of --models, or of --trackers where those are PS2
-policies), every trained PS2 policy that lies in --models or --runs, the backup policies alone,
-and "stop". The scores are those of docs/benchmark.md. `paper` and `model`
-are flown in batches on the bundle's own equations, from starts with a way out; `bullet` in full
-physics as `safe-rl simulate --plant bullet` does it, from the task's starts, by policies only.
+Rows: the tracker that phase II may begin with (models/trackers), without a shield, behind it with
+the analytic backup policy and with the shipped one; every trained PS2 policy that lies in --models
+or --runs; the backup policies alone; and "stop". The scores are those of docs/benchmark.md.
+`paper` and `model` are flown in batches on the bundle's own equations, from starts with a way out;
+`bullet` in full physics as `safe-rl simulate --plant bullet` does it, from the task's starts, by
+policies only.
 
     python benchmarks/training.py --runs runs --resume runs/comparison --best best_safe.json
 
@@ -29,14 +30,20 @@ import torch
 from safe_rl.episodes import Episode, Scenario, fly_all
 from safe_rl.scores import aggregate
 from safe_rl_core import Bundle
+from safe_rl_systems.backup.learned import load_backup, with_backup
+from safe_rl_systems.build import BACKUP, write_bundle
+from safe_rl_systems.robot import ROBOTS as ROBOT_LIST
+from safe_rl_systems.robot import Robot
 from safe_rl_training.parts.policy_file import policy_function
 from safe_rl_training.shielded_evaluation import evaluate_shielded, safe_reward
 from toolbox import machine
+from toolbox.kept import kept
 from toolbox.report import Cell, Report, Table, run_script, say, text
 
 ROOT = Path(__file__).parents[1]
 ROBOTS = ("quadrotor_powerloop", "unicycle_lane")
 PLANTS = ("paper", "model", "bullet")
+CARD = "The tracker that phase II may begin with; do not fly it without a shield.\n"
 COLUMNS = (
     "who flies", "unsafe episodes", "safety, 95 %", "safe reward", "return", "worst margin",
     "RMSE", "intervention rate", "moved by", "verdict changes, 1/s", "fallback rate",
@@ -66,30 +73,40 @@ class Asked:
     noise: float
 
 
-def entries(name: str, models: Path, runs: Path, trackers: Path | None = None) -> Iterator[Entry]:
+def entries(name: str, models: Path, runs: Path, kept: Path) -> Iterator[Entry]:
     """The rows of one bundle's name, in the order of the table."""
     shipped = models / name
-    account = json.loads((shipped / "training.json").read_text())
-    is_ps2 = account.get("algorithm") == "ps2"
-    tracker = trackers / name if trackers else None if is_ps2 else shipped
-    if tracker is not None:
-        yield Entry("tracker, unshielded", tracker, "onnx", shielded=False)
-        yield Entry("tracker + shield", tracker, "onnx")
-    if is_ps2:
+    for i, (label, folder) in enumerate(tracker_bundles(name, models, kept / "trackers")):
+        if i == 0:
+            yield Entry("tracker, unshielded", folder, "onnx", shielded=False)
+        yield Entry(f"tracker + shield, {label} backup", folder, "onnx")
+    if json.loads((shipped / "training.json").read_text()).get("algorithm") == "ps2":
         yield Entry("PS2, shipped", shipped, "onnx")
     learned = []
-    for backup, seed, folder in trained(name, runs):
-        label = f"{backup} backup, seed {seed}"
-        yield Entry(f"PS2, {label}", folder, "onnx")
-        if backup == "learned":
-            learned.append(Entry(f"backup alone, {label}", folder, "backup"))
+    for label, folder in trained(name, runs):
+        yield Entry(label, folder, "onnx")
+        if (folder / BACKUP).is_file():
+            learned.append(Entry(f"backup alone ({label})", folder, "backup"))
     yield Entry("backup alone, shipped", shipped, "backup")
     yield from learned
     yield Entry("stop", shipped, "stop")
 
 
-def trained(name: str, runs: Path) -> list[tuple[str, int, Path]]:
-    """Backup, seed and bundle of every finished run of `safe-rl train ps2` for this bundle."""
+def tracker_bundles(name: str, models: Path, out: Path) -> list[tuple[str, Path]]:
+    """Bundles that fly the tracker: with the analytic backup policy, and with the shipped one."""
+    robot, backup = ROBOT_LIST[name](), models / name / BACKUP
+    cases: list[tuple[str, Robot, Path | None]] = [("analytic", robot, None)]
+    if backup.is_file():
+        cases.append(("shipped", with_backup(robot, load_backup(backup, robot)), backup))
+    policy = models / "trackers" / f"{robot.robot}.onnx"
+    return [
+        (label, write_bundle(each, policy, CARD, out / label, backup=layers).path)
+        for label, each, layers in cases
+    ]
+
+
+def trained(name: str, runs: Path) -> list[tuple[str, Path]]:
+    """Row name and bundle of every finished run of `safe-rl train ps2` for this bundle."""
     found = []
     for account in sorted(runs.rglob("training.json")):
         folder = account.parent / name
@@ -97,8 +114,15 @@ def trained(name: str, runs: Path) -> list[tuple[str, int, Path]]:
             continue
         record = json.loads(account.read_text())
         if record.get("algorithm") == "ps2" and not record["quick"]:
-            found.append((record["backup"], int(record["provenance"]["seed"]), folder))
-    return sorted(found)
+            learner, backup = (record[key] for key in ("learner", "backup"))
+            seed = int(record["provenance"]["seed"])
+            found.append((backup, learner, seed, folder))
+    several = len({learner for _, learner, _, _ in found} - {"published"}) > 1
+    who = {"published": "published recipe"} | ({} if several else {"staged": "PS2"})
+    return [
+        (f"{who.get(learner, f'PS2 ({learner})')}, {backup} backup, seed {seed}", folder)
+        for backup, learner, seed, folder in sorted(found)
+    ]
 
 
 def scores_of(args: argparse.Namespace, plant: str, entry: Entry) -> dict[str, Any]:
@@ -108,21 +132,14 @@ def scores_of(args: argparse.Namespace, plant: str, entry: Entry) -> dict[str, A
     asked = Asked(plant, bundle.hash, entry.policy, entry.shielded, episodes, args.seed, noise)
     shield = "shielded" if entry.shielded else "bare"
     file = f"{plant}_{bundle.name}_{bundle.hash[:12]}_{entry.policy}_{shield}.json"
-    path = args.resume / file if args.resume else None
-    if path is not None and path.is_file():
-        stored = json.loads(path.read_text())
-        if stored["asked"] == asdict(asked):
-            return stored["scores"]
-    begun = time.monotonic()
-    fly = in_physics if plant == "bullet" else on_equations
-    scores = fly(bundle, entry, episodes, args)
-    say(f"{plant}, {bundle.name}, {entry.name}: {time.monotonic() - begun:.0f} s")
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"asked": asdict(asked), "scores": scores}, indent=1))
-        partial.replace(path)
-    return scores
+
+    def fly() -> dict[str, Any]:
+        begun = time.monotonic()
+        scores = (in_physics if plant == "bullet" else on_equations)(bundle, entry, episodes, args)
+        say(f"{plant}, {bundle.name}, {entry.name}: {time.monotonic() - begun:.0f} s")
+        return scores
+
+    return kept(args.resume / file, asdict(asked), fly)
 
 
 def on_equations(
@@ -198,7 +215,7 @@ def table(args: argparse.Namespace, plant: str, robot: str, report: Report) -> T
     name = robot
     if plant == "paper":
         name = Bundle.load(args.models / robot).variants["paper"]
-    rows = list(entries(name, args.models, args.runs, args.trackers))
+    rows = list(entries(name, args.models, args.runs, args.resume))
     if plant == "bullet":
         rows = [entry for entry in rows if entry.policy == "onnx"]
     found = {entry: scores_of(args, plant, entry) for entry in rows}
@@ -225,9 +242,8 @@ def measure(args: argparse.Namespace) -> Report:
     for robot in args.robots:
         for plant in args.plants:
             report.tables.append(table(args, plant, robot, report))
-    for who in ("PS2", "tracker"):
-        if not any(key.split("/")[-1].startswith(who) for key in report.numbers):
-            report.notes.append(f"No {who} policy was found: its rows are missing.")
+    if not any(key.split("/")[-1].startswith("PS2") for key in report.numbers):
+        report.notes.append("No PS2 policy was found: its rows are missing.")
     report.notes.append(
         f"Seeds from {args.seed} on; {args.episodes} episodes per row, {args.flights} in full "
         f"physics (sensor noise {args.noise:g}), behind the nominal shield. Safety: share of "
@@ -242,9 +258,6 @@ def measure(args: argparse.Namespace) -> Report:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What to fly, how often, and where it is kept."""
     parser.add_argument("--models", type=Path, default=ROOT / "models", help="shipped bundles")
-    parser.add_argument(
-        "--trackers", type=Path, metavar="DIR", help="bundles of the same names with trackers"
-    )
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="of safe-rl train ps2")
     parser.add_argument("--robots", nargs="+", choices=ROBOTS, default=ROBOTS)
     parser.add_argument("--plants", nargs="+", choices=PLANTS, default=PLANTS)
@@ -254,7 +267,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first episode")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--best", type=Path, metavar="FILE", help="the JSON of best_safe.py")
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="keeps a JSON per row")
+    kept = ROOT / "runs" / "comparison"
+    parser.add_argument("--resume", type=Path, default=kept, metavar="DIR", help="a JSON per row")
 
 
 if __name__ == "__main__":

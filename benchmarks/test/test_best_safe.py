@@ -158,6 +158,6 @@ def test_the_script_runs(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     numbers = json.loads(target.read_text())["numbers"]["unicycle_lane_paper_none"]
-    assert numbers["stop"] < numbers["tracker"] < numbers["best"] < numbers["without_safe_set"]
+    assert numbers["stop"] < numbers["shipped"] < numbers["best"] < numbers["without_safe_set"]
     assert (tmp_path / "unicycle_lane_paper_none.npz").is_file()
     assert (tmp_path / "unicycle_lane_paper_none.png").is_file()

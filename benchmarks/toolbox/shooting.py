@@ -222,20 +222,20 @@ def guesses(
         path = moved_inside(case, reference + noise)
         label = f"reference, disturbed {k}" if k else "reference"
         yield label, path, inputs_along(case, np.vstack((start, path)))
-    for flown in (backed_up(case, start), tracked(case, start)):
+    for flown in (backed_up(case, start), shielded(case, start)):
         if flown is not None:
             yield flown.label, flown.states[1:], flown.inputs
 
 
-def tracked(case: Setting, start: Array) -> Flight | None:
-    """The shipped tracker behind the shield; None for a robot without a bundle."""
+def shielded(case: Setting, start: Array) -> Flight | None:
+    """The shipped policy behind the shield; None for a robot without a bundle."""
     folder = ROOT / "models" / case.robot.name
     if not folder.is_dir():
         return None
     bundle = Bundle.load(folder)
     propose, plant = Policy(bundle).act, ModelPlant(bundle)
     log = run_episode(bundle, plant, propose, Shield(bundle), steps=case.steps, seed=0, x0=start)
-    return fly(case, start, log.u_safe, "tracker behind the shield")
+    return fly(case, start, log.u_safe, "shipped policy behind the shield")
 
 
 def backed_up(case: Setting, start: Array) -> Flight:

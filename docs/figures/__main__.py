@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/theory.md, docs/proof.md and docs/bounds.md.
+"""Draws the pictures of README.md, docs/theory.md, docs/proof.md and docs/bounds.md.
 
     python docs/figures                 all, into docs/img
     python docs/figures tubes --out d   some, into a folder
@@ -19,20 +19,20 @@ from base_sets import base_sets
 from common import ROBOTS
 from matplotlib.figure import Figure
 from PIL import Image
+from powerloop import powerloop
 from safe_rl.report import style
 from tubes import tubes
 
 IMAGES = Path(__file__).parents[1] / "img"
-WHAT = ("base_sets", "tubes", "adversary")
+WHAT = ("base_sets", "tubes", "adversary", "powerloop")
 DPI, COLOURS = 150, 96
 
 
 def drawn(what: str) -> Iterator[tuple[str, Figure]]:
     """Names of files and what goes into them."""
-    if what == "base_sets":
-        yield what, base_sets()
-    elif what == "adversary":
-        yield what, adversary()
+    single = {"base_sets": base_sets, "adversary": adversary, "powerloop": powerloop}
+    if what in single:
+        yield what, single[what]()
     else:
         for name in ROBOTS:
             yield f"tube_{name.split('_')[0]}", tubes(name)
