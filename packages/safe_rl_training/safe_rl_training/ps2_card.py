@@ -10,6 +10,8 @@ from typing import Any
 
 from safe_rl_systems.robot import Robot
 
+from safe_rl_training.parts.arrival_measures import CONFIDENCE
+
 _TRAINING = (
     ("command", "command"),
     ("seed", "seed"),
@@ -47,13 +49,13 @@ def ps2_section(robot: Robot, record: Mapping[str, Any]) -> str:
     """Training, scores and limits of a policy that learned behind the shield."""
     phase2 = record["phase2"]
     quick = "\n**A quick run, to try the tool: the policy is not trained out.**\n"
-    return f"""## The policy
+    return f"""{_backup(record["phase1"])}## The policy
 
 Trained behind the shield from its first step (PS2, learner `{record["learner"]}`), on this robot's
 own equations, with the {record["backup"]} backup policy. The shield was never off:
 {phase2["env_steps"]} training steps, {phase2["violations"]} states outside of the safe set, no
 slack. Kept is the policy with the best return on fixed validation starts: that of iteration
-{phase2["best_at_iteration"]} of {phase2["iterations"]}.
+{phase2["best_at_iteration"]} of {phase2["iterations"]}. {_beginning(record["warm_start"])}
 {quick if record["quick"] else ""}
 {provenance_table(record)}
 
@@ -68,6 +70,39 @@ shield (`training.json` has all of it):
 
 {_limits(robot, record["evaluation"])}
 """
+
+
+def _backup(phase1: Mapping[str, Any]) -> str:
+    """What phase I found, if it measured anything; ends with an empty line."""
+    shares = phase1.get("measures", {}).get("volume")
+    if shares is None:
+        return ""
+    rows = "\n".join(
+        f"| {name} | {found['share']:.3f} | {found['low']:.3f} to {found['high']:.3f} |"
+        for name, found in shares.items()
+    )
+    states = next(iter(shares.values()))["states"]
+    return f"""## The backup policy
+
+A network that corrects the robot's analytic law; what it learned is in `backup.npz`, and in the
+program that the shield rolls out. The shield does not trust it: it judges every plan.
+How many of {states} states, drawn from the safe set within the operating box and seen by neither
+training nor selection, the shield has a way out from with it:
+
+| backup policy | share | {CONFIDENCE:.0%} interval |
+|---|---|---|
+{rows}
+
+"""
+
+
+def _beginning(warm_start: Mapping[str, str] | None) -> str:
+    if warm_start is None:
+        return "It began from nothing."
+    return (
+        f"It began\nwith the policy {warm_start['file']} (SHA-256 {warm_start['sha256'][:12]}…), "
+        f"made without a\nshield by `{warm_start['command']}`: `models/trackers`."
+    )
 
 
 def _times(seconds: Mapping[str, float]) -> str:

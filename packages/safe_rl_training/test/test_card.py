@@ -46,9 +46,13 @@ def test_a_policy_of_ps2_is_described_by_its_own_record() -> None:
         "episodes": 1000, "unsafe_episodes": 0, "return_mean": -61.23, "return_std": 4.5,
         "intervention_rate": 0.125, "fallback_rate": 0.01, "rmse": {"py": 0.123456},
     }  # fmt: skip
+    share = {"share": 0.71, "low": 0.7, "high": 0.72, "states": 40000}
+    shares = {"analytic": share, "learned": {**share, "share": 0.8}}
     record = {
         "algorithm": "ps2", "provenance": PROVENANCE, "backup": "learned", "learner": "staged",
-        "quick": False, "seconds": {"phase1": 60.0, "phase2": 120.4},
+        "quick": False, "warm_start": None,
+        "phase1": {"measures": {"volume": shares}},
+        "seconds": {"phase1": 60.0, "phase2": 120.4},
         "phase2": {
             "env_steps": 123456, "violations": 0, "best_at_iteration": 700, "iterations": 1000,
             "env_steps_per_s": 1234.5,
@@ -60,11 +64,19 @@ def test_a_policy_of_ps2_is_described_by_its_own_record() -> None:
         "123456 training steps, 0 states outside", "700 of 1000", "phase I 60 s, phase II 120 s",
         "| -61.23 ± 4.5 | 0 of 1000 | 12.5% | 1.0% | 0.123 |", "| 990 of 1000 | – | – |",
         "Without the shield 990 of 1000 episodes leave the safe set", "about 0.003 (95 %)",
-        PROVENANCE["command"],
+        PROVENANCE["command"], "It began from nothing.", "of 40000 states",
+        "| analytic | 0.710 | 0.700 to 0.720 |", "| learned | 0.800 |",
     ):  # fmt: skip
         assert words in text
     assert "A quick run" not in text
     assert "A quick run" in card(ROBOTS["unicycle_lane"](), {**record, "quick": True})
+    tracker = {"file": "unicycle.onnx", "sha256": "abcdef0123456789", "command": "train it"}
+    text = card(
+        ROBOTS["unicycle_lane"](),
+        {**record, "warm_start": tracker, "phase1": {"backup": "analytic"}},
+    )
+    assert "unicycle.onnx (SHA-256 abcdef012345…), made without a\nshield by `train it`" in text
+    assert "## The backup policy" not in text
 
 
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
