@@ -27,8 +27,8 @@ HERE = Path(__file__).parent
 SCRIPTS = ("shield_step", "peers", "ros_round_trip")
 #: Scripts that take longer than those together, or need what proves certificates, or trainings.
 LONG = (
-    "certification", "evidence", "robust", "training", "many_episodes", "best_safe",
-    "arrival_optimum",
+    "certification", "evidence", "robust", "training", "trainer", "many_episodes", "full_physics",
+    "best_safe", "arrival_optimum",
 )  # fmt: skip
 #: Scripts that print a table and nothing else, and the packages that decide what is in it.
 PRINTING = {"mismatch": ("safe_rl_core", "numpy", "pybullet")}

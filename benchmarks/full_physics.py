@@ -113,13 +113,18 @@ def row(args: argparse.Namespace, folder: Path, delay: int) -> dict[str, Any]:
         count = min(args.piece, args.seed + args.flights - first)
         pieces.append(Flights(folder, delay, first, count, args.noise, args.trajectory))
     found: dict[str, list[Any]] = {}
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(args.jobs, len(pieces))) as pool:
-        for piece in pool.imap(_kept, [(args.resume, piece) for piece in pieces]):
-            for name, values in piece.items():
-                found.setdefault(name, []).extend(values)
-            say(f"{folder.parent.name}, delay {delay}: {len(found['unsafe'])} flights")
+    jobs = [(args.resume, piece) for piece in pieces]
+    for piece in map(_kept, jobs) if args.jobs == 1 else _in_processes(jobs, args.jobs):
+        for name, values in piece.items():
+            found.setdefault(name, []).extend(values)
+        say(f"{folder.parent.name}, delay {delay}: {len(found['unsafe'])} flights")
     return found
+
+
+def _in_processes(jobs: list[tuple[Path, Flights]], count: int) -> Iterator[dict[str, Any]]:
+    context = multiprocessing.get_context("spawn")  # onnxruntime's threads do not survive a fork
+    with context.Pool(min(count, len(jobs))) as pool:
+        yield from pool.imap(_kept, jobs)
 
 
 def _kept(job: tuple[Path, Flights]) -> dict[str, Any]:
