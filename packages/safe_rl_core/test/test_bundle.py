@@ -178,4 +178,4 @@ def test_a_policy_of_another_robot_with_the_same_sizes_is_refused(
 def test_the_policy_says_where_it_comes_from(bundle: Bundle) -> None:
     metadata = Policy(bundle).metadata
     assert metadata["robot"] == bundle.robot
-    assert {"seed", "git_commit", "command", "duration_s", "hardware"} <= set(metadata)
+    assert {"seed", "git_commit", "command", "hardware"} <= set(metadata)

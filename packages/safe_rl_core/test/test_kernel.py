@@ -84,15 +84,15 @@ def test_a_library_of_another_program_fails_the_self_test(monkeypatch: pytest.Mo
     good = load("unicycle_lane").program
     text = good.text().replace("const 0.05", "const 0.0501")
     assert text != good.text()
-    monkeypatch.setattr(build, "library", lambda program: _library_of(text))
+    monkeypatch.setattr(build, "library", lambda program: _library_of(text, good.weights))
     with pytest.raises(KernelError, match="self-test: the compiled .* differs"):
         Compiled(good)
 
 
-def _library_of(text: str) -> Path:
+def _library_of(text: str, weights: dict[str, np.ndarray]) -> Path:
     from safe_rl_core.program import Program, parse
 
-    source = build.source(Program(parse(text), {}))
+    source = build.source(Program(parse(text), weights))
     folder = build.cache_folder()
     path = folder / "test_other.so"
     build._compile(source, (*build.compiler(), *build._FLAGS, *build._machine_flags()), path)

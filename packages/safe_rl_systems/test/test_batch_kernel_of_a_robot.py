@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from safe_rl_core.bundle import Bundle
 from safe_rl_core.kernel.batch import BatchKernel
-from safe_rl_systems.build import batch_kernel
-from safe_rl_systems.robot import ROBOTS
+from safe_rl_systems.build import batch_kernel, robot_of
 
 MODELS = Path(__file__).parents[3] / "models"
 
@@ -18,7 +17,7 @@ MODELS = Path(__file__).parents[3] / "models"
 @pytest.mark.parametrize("name", ["quadrotor_powerloop_paper", "unicycle_lane", "unicycle_robust"])
 def test_robot_and_bundle_decide_alike(name: str) -> None:
     """Horizon, box, scale, margins and class-K shares all enter the decisions and rows."""
-    robot = ROBOTS[name]()
+    robot = robot_of(MODELS / name)
     own, shipped = batch_kernel(robot, threads=2), BatchKernel.of(Bundle.load(MODELS / name))
     assert (own.n, own.m, own.horizon) == (shipped.n, shipped.m, robot.horizon)
     assert own.num_rows == shipped.num_rows and own.threads == 2

@@ -247,7 +247,8 @@ def _export(
 ) -> dict[str, Any]:
     """The best network as policy.onnx, and its scores."""
     network = ps2.best_network(learner, standing)
-    exported = export_policy(network, robot, made_by, run.out / POLICY)
+    so_far = {**made_by, "duration_s": f"{sum(run.seconds.values()):.1f}"}
+    exported = export_policy(network, robot, so_far, run.out / POLICY)
     with run.part("evaluation", "evaluation, on the model's equations"):
         return {"export": exported, "evaluation": _evaluate(run, robot, network, kernel)}
 

@@ -10,7 +10,7 @@ from safe_rl_core.errors import ModelError
 from safe_rl_core.kernel.batch import BACKUP, PASSED, PROJECTED, BatchKernel
 from safe_rl_core.loop import ModelPlant, run_episode
 from safe_rl_core.shield import Shield
-from safe_rl_systems.build import batch_kernel
+from safe_rl_systems.build import batch_kernel, robot_of
 from safe_rl_systems.robot import ROBOTS
 from safe_rl_systems.tasks import LaneKeeping
 from safe_rl_training.envs import ShieldedEnv, observation_sample
@@ -58,7 +58,8 @@ def test_without_the_shield_violations_are_counted(name: str) -> None:
 @pytest.mark.parametrize("name", ["unicycle_lane", "quadrotor_powerloop"])
 def test_is_the_shield_s_own_loop(name: str) -> None:
     """Delay included: the same proposals in the ROS-free loop give the same flight."""
-    bundle, made = Bundle.load(f"models/{name}"), env(name, 1)
+    bundle = Bundle.load(f"models/{name}")
+    made = ShieldedEnv(robot_of(bundle.path), 1, seed=0)
     rng, start = np.random.default_rng(2), made.x[0]
     proposals = rng.uniform(made.low, made.high, (30, made.action_size))
     given = iter(proposals)

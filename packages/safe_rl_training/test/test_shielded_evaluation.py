@@ -18,12 +18,12 @@ from safe_rl_core.errors import ModelError
 from safe_rl_core.loop import ModelPlant, initial_state, recoverable_state, run_episode
 from safe_rl_core.metrics import summarise
 from safe_rl_core.shield import Shield
-from safe_rl_systems.build import batch_kernel
+from safe_rl_systems.build import batch_kernel, robot_of
 from safe_rl_systems.robot import unicycle_lane
 from safe_rl_training import shielded_evaluation
 from safe_rl_training.export import to_onnx
 from safe_rl_training.parts.networks import network_for
-from safe_rl_training.parts.policy_file import policy_function
+from safe_rl_training.parts.policy_file import PolicyFunction, policy_function
 from safe_rl_training.shielded_evaluation import BLOCK, evaluate_shielded, safe_reward
 
 MODELS = Path(__file__).parents[3] / "models"
@@ -35,13 +35,18 @@ def shorter(name: str, periods: int) -> Bundle:
     return replace(bundle, task=replace(bundle.task, duration_s=periods * bundle.period))
 
 
+def tracker_of(bundle: Bundle) -> PolicyFunction:
+    """A policy of the bundle's robot that leaves the safe set without a shield."""
+    return policy_function(MODELS / "trackers" / f"{bundle.robot}.onnx")[0]
+
+
 def one_by_one(bundle: Bundle, policy: str, seeds: range, shielded: bool) -> list[dict]:
     """What `safe-rl simulate --nominal` does, with torch's rounding of the network's products.
 
     onnxruntime rounds in another order, and the loop makes 1e-6 of that 1e-4 in a second.
     """
     found, plant = [], ModelPlant(bundle)
-    network = policy_function(bundle.policy_path)[0]
+    network = tracker_of(bundle)
 
     def tracker(x: np.ndarray, t: float) -> np.ndarray:
         seen = bundle.compiled("observation", x, np.array([t])).astype(np.float32)
@@ -65,9 +70,8 @@ def one_by_one(bundle: Bundle, policy: str, seeds: range, shielded: bool) -> lis
 @pytest.mark.parametrize("name", ["quadrotor_powerloop", "unicycle_lane_paper"])
 def test_the_scores_are_those_of_single_flights(name: str, shielded: bool) -> None:
     bundle, seeds = shorter(name, 60), range(7, 25)
-    singles = one_by_one(bundle, "onnx", seeds, shielded)
-    own = policy_function(bundle.policy_path)[0]
-    scores = evaluate_shielded(bundle, own, len(seeds), 7, 1, shielded=shielded)
+    singles = one_by_one(bundle, "tracker", seeds, shielded)
+    scores = evaluate_shielded(bundle, tracker_of(bundle), len(seeds), 7, 1, shielded=shielded)
     assert scores["share_of_starts_rejected"] == 0.0
     _same(scores, singles)
     if name == "quadrotor_powerloop" and not shielded:
@@ -81,7 +85,7 @@ def test_adversarial_flights_too(name: str) -> None:
         bundle, "adversarial", len(seeds), 0, 1, starts="recoverable", batch=6
     )
     _same(scores, one_by_one(bundle, "adversarial", seeds, True))
-    assert scores["share_of_starts_rejected"] > 0.1
+    assert scores["share_of_starts_rejected"] > 0.0
     assert min(scores["interventions"].values()) > 0, "every verdict must have been compared"
 
 
@@ -131,7 +135,8 @@ def test_batch_and_threads_change_nothing(policy: str) -> None:
 
 
 def test_robot_and_bundle_give_the_same() -> None:
-    bundle, robot = shorter("unicycle_lane", 20), replace(unicycle_lane(), duration=1.0)
+    bundle, robot = shorter("unicycle_lane", 20), robot_of(MODELS / "unicycle_lane")
+    robot = replace(robot, duration=1.0)
     kernel = batch_kernel(robot)
     for policy in ("backup", "stop", "adversarial"):
         a = evaluate_shielded(robot, policy, 5, 1, 1, kernel=kernel)
