@@ -30,10 +30,10 @@ from safe_rl_core import Bundle
 from safe_rl_core.bundle import file_hash
 from safe_rl_core.errors import ModelError
 from safe_rl_core.metrics import summarise, wilson
-from safe_rl_systems.build import BACKUP, robot_of, write_bundle
 from toolbox import machine
 from toolbox.kept import kept
 from toolbox.report import Report, Table, Target, run_script, say
+from toolbox.trackers import tracker_bundle
 
 Array = NDArray[np.float64]
 ROOT = Path(__file__).parents[1]
@@ -141,14 +141,8 @@ def _kept(job: tuple[Path, Flights]) -> dict[str, Any]:
 def cases(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
     """Who flies, and in which bundle: the tracker behind the shipped bundle's own shield."""
     shipped = args.models / NAME
-    tracker = args.models / "trackers" / f"{Bundle.load(shipped).robot}.onnx"
-    backup = shipped / BACKUP
-    written = write_bundle(
-        robot_of(shipped), tracker, "For comparison.\n", args.resume / "tracker",
-        backup=backup if backup.is_file() else None,
-    )  # fmt: skip
     yield "shipped policy", shipped
-    yield "tracker", written.path
+    yield "tracker", tracker_bundle(shipped, args.resume / "tracker").path
 
 
 def measure(args: argparse.Namespace) -> Report:

@@ -30,20 +30,17 @@ import torch
 from safe_rl.episodes import Episode, Scenario, fly_all
 from safe_rl.scores import aggregate
 from safe_rl_core import Bundle
-from safe_rl_systems.backup.learned import load_backup, with_backup
-from safe_rl_systems.build import BACKUP, write_bundle
-from safe_rl_systems.robot import ROBOTS as ROBOT_LIST
-from safe_rl_systems.robot import Robot
+from safe_rl_systems.build import BACKUP
 from safe_rl_training.parts.policy_file import policy_function
 from safe_rl_training.shielded_evaluation import evaluate_shielded, safe_reward
 from toolbox import machine
 from toolbox.kept import kept
 from toolbox.report import Cell, Report, Table, run_script, say, text
+from toolbox.trackers import tracker_bundle
 
 ROOT = Path(__file__).parents[1]
 ROBOTS = ("quadrotor_powerloop", "unicycle_lane")
 PLANTS = ("paper", "model", "bullet")
-CARD = "The tracker that phase II may begin with; do not fly it without a shield.\n"
 COLUMNS = (
     "who flies", "unsafe episodes", "safety, 95 %", "safe reward", "return", "worst margin",
     "RMSE", "intervention rate", "moved by", "verdict changes, 1/s", "fallback rate",
@@ -76,10 +73,13 @@ class Asked:
 def entries(name: str, models: Path, runs: Path, kept: Path) -> Iterator[Entry]:
     """The rows of one bundle's name, in the order of the table."""
     shipped = models / name
-    for i, (label, folder) in enumerate(tracker_bundles(name, models, kept / "trackers")):
-        if i == 0:
-            yield Entry("tracker, unshielded", folder, "onnx", shielded=False)
-        yield Entry(f"tracker + shield, {label} backup", folder, "onnx")
+    trackers = kept / "trackers"
+    analytic = tracker_bundle(shipped, trackers / "analytic", analytic=True).path
+    yield Entry("tracker, unshielded", analytic, "onnx", shielded=False)
+    yield Entry("tracker + shield, analytic backup", analytic, "onnx")
+    if (shipped / BACKUP).is_file():
+        behind = tracker_bundle(shipped, trackers / "shipped").path
+        yield Entry("tracker + shield, shipped backup", behind, "onnx")
     if json.loads((shipped / "training.json").read_text()).get("algorithm") == "ps2":
         yield Entry("PS2, shipped", shipped, "onnx")
     learned = []
@@ -90,19 +90,6 @@ def entries(name: str, models: Path, runs: Path, kept: Path) -> Iterator[Entry]:
     yield Entry("backup alone, shipped", shipped, "backup")
     yield from learned
     yield Entry("stop", shipped, "stop")
-
-
-def tracker_bundles(name: str, models: Path, out: Path) -> list[tuple[str, Path]]:
-    """Bundles that fly the tracker: with the analytic backup policy, and with the shipped one."""
-    robot, backup = ROBOT_LIST[name](), models / name / BACKUP
-    cases: list[tuple[str, Robot, Path | None]] = [("analytic", robot, None)]
-    if backup.is_file():
-        cases.append(("shipped", with_backup(robot, load_backup(backup, robot)), backup))
-    policy = models / "trackers" / f"{robot.robot}.onnx"
-    return [
-        (label, write_bundle(each, policy, CARD, out / label, backup=layers).path)
-        for label, each, layers in cases
-    ]
 
 
 def trained(name: str, runs: Path) -> list[tuple[str, Path]]:
