@@ -1,4 +1,4 @@
-"""What is measured: the shipped robots, and the same robots with a neural backup policy."""
+"""What is measured: the flying robots with analytic, published-size neural and shipped backups."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safe_rl_core.adversary import make_proposer
 from safe_rl_core.bundle import Bundle
 from safe_rl_core.loop import ModelPlant, initial_state, recoverable_state
+from safe_rl_systems.build import robot_of, robot_program
 from safe_rl_systems.robot import ROBOTS, Robot
 
 from toolbox.neural import STEPS, neural_bundle, neural_robot
@@ -41,15 +42,22 @@ class Case:
 
 
 def cases(training_steps: int, say: Callable[[str], None]) -> list[Case]:
-    """Analytic backups as shipped; neural ones at the horizons of the published comparison."""
+    """Analytic backups; neural ones at the horizons of the published comparison."""
     found = []
     neural = []
     for name, horizons in (("unicycle_lane", (50,)), ("quadrotor_powerloop", (100, 200))):
         shipped, robot = Bundle.load(ROOT / "models" / name), ROBOTS[name]()
-        found.append(Case(shipped, robot, "analytic"))
+        analytic = replace(shipped, program=robot_program(robot))
+        found.append(Case(analytic, robot, "analytic"))
         trained = neural_robot(name, training_steps, say)
         neural += [Case(neural_bundle(shipped, trained, n), trained, "neural") for n in horizons]
     return found + neural
+
+
+def shipped() -> list[Case]:
+    """The flying bundles as they are, with the backup policies that phase I learned."""
+    folders = (ROOT / "models" / name for name in ("unicycle_lane", "quadrotor_powerloop"))
+    return [Case(Bundle.load(folder), robot_of(folder), "shipped") for folder in folders]
 
 
 def training_steps(quick: bool) -> int:
