@@ -27,10 +27,15 @@ def powerloop() -> Figure:
         tracker = write_bundle(
             robot_of(shipped), TRACKER, "For a picture.\n", Path(folder), backup=shipped / BACKUP
         )
-        figure = Figure(figsize=(10.0, 5.6), layout="constrained")
-        left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-        _flight(left, "The shield put in front", tracker.path)
-        _flight(right, "Trained behind the shield", shipped)
+        figure = Figure(figsize=(10.0, 5.2), layout="constrained")
+        panels = figure.subplots(1, 2)
+        _flight(panels[0], "Shield put in front", tracker.path)
+        _flight(panels[1], "Trained behind the shield", shipped)
+        for limits in ("xlim", "ylim"):
+            both = [getattr(axes, f"get_{limits}")() for axes in panels]
+            low, high = min(b[0] for b in both), max(b[1] for b in both)
+            for axes in panels:
+                axes.set(**{limits: (low, high)})
         figure.legend(handles=verdict_legend(), loc="outside lower center", ncols=3)
     return figure
 
@@ -43,4 +48,4 @@ def _flight(axes: Axes, title: str, folder: Path) -> None:
     scores = summarise(bundle, log)
     path(axes, bundle, log)
     passed = scores["interventions"]["PASSED"] / steps
-    axes.set_title(f"{title}: {passed:.0%} of the actions passed", fontsize=11)
+    axes.set_title(f"{title}: {passed:.0%} of the actions passed", fontsize=10)

@@ -165,5 +165,4 @@ def test_pictures_are_used_and_small() -> None:
     pages = "\n".join(page.read_text() for page in PAGES)
     for path in (ROOT / "docs" / "img").iterdir():
         assert f"img/{path.name}" in pages, path.name
-        if path.name != "quadrotor.png":  # of the README, a whole report
-            assert path.stat().st_size < LARGEST_PICTURE, path.name
+        assert path.stat().st_size < LARGEST_PICTURE, path.name
