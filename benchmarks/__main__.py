@@ -28,7 +28,7 @@ SCRIPTS = ("shield_step", "peers", "ros_round_trip")
 #: Scripts that take longer than those together, or need what proves certificates, or trainings.
 LONG = (
     "certification", "evidence", "robust", "training", "trainer", "many_episodes", "full_physics",
-    "best_safe", "arrival_optimum",
+    "best_safe", "arrival_optimum", "arrival_learners",
 )  # fmt: skip
 #: Scripts that print a table and nothing else, and the packages that decide what is in it.
 PRINTING = {"mismatch": ("safe_rl_core", "numpy", "pybullet")}

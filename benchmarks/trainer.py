@@ -19,7 +19,8 @@ from typing import Any
 
 from toolbox import machine
 
-machine.one_thread()
+if __name__ == "__main__":
+    machine.one_thread()
 
 import torch  # noqa: E402
 from safe_rl_core.kernel.batch import BatchKernel  # noqa: E402
