@@ -22,16 +22,16 @@ from toolbox import machine
 if __name__ == "__main__":
     machine.one_thread()
 
-import torch  # noqa: E402
-from safe_rl_systems.backup.learned import with_backup  # noqa: E402
-from safe_rl_systems.robot import ROBOTS, Robot  # noqa: E402
-from safe_rl_training.arrival_rollout import RolloutArrival, RolloutSettings  # noqa: E402
-from safe_rl_training.arrival_td3 import TdArrival, TdSettings  # noqa: E402
-from safe_rl_training.arrival_tuning import with_tuning  # noqa: E402
-from safe_rl_training.parts.arrival import safe_states  # noqa: E402
-from safe_rl_training.parts.arrival_measures import published_grid, saved, saver, share  # noqa: E402
-from safe_rl_training.safe_arrival import ArrivalSettings, Learner, baseline  # noqa: E402
-from toolbox.report import Cell, Report, Table, run_script, say  # noqa: E402
+import torch
+from safe_rl_systems.backup.learned import with_backup
+from safe_rl_systems.robot import ROBOTS, Robot
+from safe_rl_training.arrival_rollout import RolloutArrival, RolloutSettings
+from safe_rl_training.arrival_td3 import TdArrival, TdSettings
+from safe_rl_training.arrival_tuning import with_tuning
+from safe_rl_training.parts.arrival import safe_states
+from safe_rl_training.parts.arrival_measures import published_grid, saved, saver, share
+from safe_rl_training.safe_arrival import ArrivalSettings, Learner, baseline
+from toolbox.report import Cell, Report, Table, run_script, say
 
 BUDGETS = {"unicycle_lane_paper": 120.0, "quadrotor_powerloop_paper": 480.0}
 LEARNERS = ("gradient", "TD3, safe-arrival value", "TD3, reach-avoid value")

@@ -22,12 +22,12 @@ from toolbox import machine
 if __name__ == "__main__":
     machine.one_thread()
 
-import torch  # noqa: E402
-from safe_rl_core.kernel.batch import BatchKernel  # noqa: E402
-from safe_rl_systems.build import batch_kernel, robot_of  # noqa: E402
-from safe_rl_training import learners, projection_layer  # noqa: E402
-from toolbox.report import Cell, Report, Table, run_script, say  # noqa: E402
-from toolbox.shooting import ROOT  # noqa: E402
+import torch
+from safe_rl_core.kernel.batch import BatchKernel
+from safe_rl_systems.build import batch_kernel, robot_of
+from safe_rl_training import learners, projection_layer
+from toolbox.report import Cell, Report, Table, run_script, say
+from toolbox.shooting import ROOT
 
 ROBOTS = (
     "unicycle_lane_paper",
