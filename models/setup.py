@@ -1,7 +1,7 @@
 """Build of safe_rl_models (data only), for pip and for colcon.
 
 Every folder beside this file that holds a bundle.yaml is installed as it is, because a bundle is
-refused when one of its bytes differs.
+refused when one of its bytes differs; and the trackers that training begins with.
 """
 
 from pathlib import Path
@@ -12,11 +12,11 @@ PACKAGE = "safe_rl_models"
 
 
 def bundle_files() -> list[tuple[str, list[str]]]:
-    """(folder to install to, files) of all bundles, relative to this file."""
+    """(folder to install to, files) of all bundles and trackers, relative to this file."""
     here = Path(__file__).resolve().parent
     installed = []
-    for marker in sorted(here.glob("*/bundle.yaml")):
-        folders = [marker.parent, *(p for p in sorted(marker.parent.rglob("*")) if p.is_dir())]
+    for top in [*(m.parent for m in sorted(here.glob("*/bundle.yaml"))), here / "trackers"]:
+        folders = [top, *(p for p in sorted(top.rglob("*")) if p.is_dir())]
         for folder in folders:
             files = sorted(str(p.relative_to(here)) for p in folder.iterdir() if p.is_file())
             installed.append((f"share/{PACKAGE}/{folder.relative_to(here)}", files))

@@ -13,6 +13,8 @@ from safe_rl.cli import main
 from safe_rl.commands import train
 from safe_rl_core.bundle import Bundle
 
+MODELS = Path(__file__).parents[2] / "models"
+
 
 @pytest.mark.slow
 def test_a_quick_run_of_the_unicycle_makes_a_bundle_that_flies_safely(
@@ -79,13 +81,28 @@ def test_the_options_become_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyP
     plan, out, more = calls[0]
     assert (plan.learner, plan.backup, plan.phase1_only) == ("sac", "tuned", True)
     assert (plan.source, str(out)) == ("quadrotor_powerloop", "runs/ps2-quadrotor_powerloop-0")
-    assert more == {"cluster": None, "resume": False}
+    assert more == {"cluster": None, "resume": False} and plan.warm_start is None
     (tmp_path / "grid.yaml").write_text("actor_rate: [0.001, 0.002]\n")
     main(["train", "ps2", "unicycle", "--seeds", "2", "--sweep", "grid.yaml", "--ray"])
     plan, out, more = calls[1]
     assert str(out) == "runs/ps2-unicycle_lane-study-0"
     assert more["seeds"] == 2 and more["cluster"] == "local"
     assert more["grid"] == {"actor_rate": [0.001, 0.002]}
+
+
+def test_a_shipped_robot_begins_with_its_tracker_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(MODELS.parent)
+    monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
+    shipped = train.beginning(None, "quadrotor_powerloop", "staged")
+    assert shipped is not None
+    assert Path(shipped).read_bytes() == (MODELS / "trackers" / "quadrotor.onnx").read_bytes()
+    assert train.beginning("none", "quadrotor_powerloop", "staged") is None
+    assert train.beginning(None, "quadrotor_powerloop", "sac") is None
+    assert train.beginning(None, "my_robot.py", "staged") is None
+    own = train.beginning("own.onnx", "my_robot.py", "sac")
+    assert own == str(MODELS.parent / "own.onnx")
 
 
 def test_choices_of_the_command_line_are_those_of_the_trainer() -> None:

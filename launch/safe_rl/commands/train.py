@@ -60,8 +60,9 @@ def add_command(subparsers: Any) -> None:
     parser.add_argument("--backup", choices=BACKUPS, default="learned", help="default learned")
     parser.add_argument("--learner", choices=LEARNERS, default="staged", help="default staged")
     parser.add_argument(
-        "--warm-start", type=Path, metavar="FILE",
-        help="policy.onnx to begin with, such as a tracker's (staged, ppo, sac)",
+        "--warm-start", metavar="FILE",
+        help="policy.onnx that phase II begins with, or none; default: for a shipped robot and "
+        "--learner staged its tracker in models/trackers, else none",
     )  # fmt: skip
     parser.add_argument(
         "--threads", type=whole(1), default=2, metavar="N", help="of one run, default 2"
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     plan = Plan(
         source=source,
         seed=args.seed,
-        warm_start=None if args.warm_start is None else str(args.warm_start.resolve()),
+        warm_start=beginning(args.warm_start, source, args.learner),
         backup=args.backup,
         learner=args.learner,
         quick=args.quick,
@@ -123,6 +124,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"\ninterrupted; go on with: {resuming(out)}", file=sys.stderr)
         return 130
     return 0
+
+
+def beginning(asked: str | None, source: str, learner: str) -> str | None:
+    """The file that phase II begins with, from what --warm-start says."""
+    from safe_rl_training.robot_source import tracker_of
+
+    if asked is None:
+        tracker = tracker_of(source) if learner == "staged" else None
+        return None if tracker is None else str(tracker)
+    return None if asked == "none" else str(Path(asked).resolve())
 
 
 def check_installed(ray: bool) -> None:

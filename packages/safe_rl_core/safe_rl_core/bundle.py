@@ -182,14 +182,18 @@ def find(source: str | Path) -> Path:
     """The folder of a bundle given as a path or by name; BundleError lists where it looked."""
     places = [Path(source)]
     if os.sep not in str(source):
-        prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix]
-        places += [Path(p) / "share" / "safe_rl_models" / str(source) for p in prefixes if p]
-        places += [Path("models") / str(source)]
+        places += [folder / str(source) for folder in model_folders()]
     for place in places:
         if (place / "bundle.yaml").is_file():
             return place.resolve()
     looked = ", ".join(str(p) for p in dict.fromkeys(places))
     raise BundleError(f"no bundle '{source}': looked for bundle.yaml in {looked}")
+
+
+def model_folders() -> list[Path]:
+    """Where bundles may lie: under each installed prefix, then `models` of the working folder."""
+    prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix]
+    return [*(Path(p) / "share" / "safe_rl_models" for p in prefixes if p), Path("models")]
 
 
 def file_hash(path: Path) -> str:

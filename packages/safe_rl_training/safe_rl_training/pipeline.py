@@ -202,7 +202,8 @@ def _print_plan(run: _Run, robot: Robot, settings: learners.Settings) -> None:
         if robot.robust is not None and plan.backup != "analytic":
             steps.append("certificate  again, for the program with that backup policy")
         steps += [
-            f"phase II     {plan.learner}, {settings.iterations} iterations, shielded",
+            f"phase II     {plan.learner}, {settings.iterations} iterations, shielded, from "
+            + ("nothing" if plan.warm_start is None else Path(plan.warm_start).name),
             f"evaluation   {episodes[1]} episodes each: ps2, backup, stop, unshielded",
             f"bundle       {run.out / robot.name}",
         ]

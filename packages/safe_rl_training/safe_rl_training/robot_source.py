@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+from safe_rl_core.bundle import model_folders
 from safe_rl_core.errors import ModelError
 from safe_rl_systems.robot import ROBOTS, Robot
 
@@ -39,6 +40,18 @@ def load_robot(source: str) -> Robot:
     if not isinstance(robot, Robot):
         raise ModelError(f"{path}:{name} must return a Robot, it returned a {type(robot)}")
     return robot
+
+
+def tracker_of(source: str) -> Path | None:
+    """The policy that phase II of a shipped robot begins with; None for a robot of your own.
+
+    `models/README.md` says what it is. The first file that is found where bundles lie.
+    """
+    if source not in ROBOTS:
+        return None
+    name = f"{ROBOTS[source]().robot}.onnx"
+    files = [folder / "trackers" / name for folder in model_folders()]
+    return next((file.resolve() for file in files if file.is_file()), None)
 
 
 def shown(source: str) -> str:
