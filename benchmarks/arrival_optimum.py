@@ -10,7 +10,7 @@ Three answers that enclose the truth:
 
                      V_0 = min(h, l)      V_{n+1}(x) = min(h, max(l, max_u V_n(step(x, u))))
 
-                 (finite horizon, sign-exact: shield.md's E2 without discount). l is rescaled to
+                 (finite horizon, sign-exact, no discount). l is rescaled to
                  sqrt(c) - sqrt(c - h_B), the same in sign and less curved, because interpolation
                  takes too little off concave values and adds too much to convex ones
     reachable    py moves by an amount that only (v, theta) decide, and each of v and theta moves

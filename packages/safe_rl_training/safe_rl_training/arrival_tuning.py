@@ -10,8 +10,8 @@ names. A law without it is left as it is. The first candidate of every generatio
 mean. All candidates of a generation fly from the same states at once, gains being one more batch
 dimension of the same equations (for a law of one's own, one candidate after the other).
 
-Source of the method: Rubinstein, The cross-entropy method (1999); of the idea that this is the
-baseline to beat: our own prototype, in which it lifted the volume more than a first network did.
+Source of the method: Rubinstein, The cross-entropy method (1999). The tuned law is what a network
+has to beat: benchmarks/arrival_learners.py.
 """
 
 from __future__ import annotations
