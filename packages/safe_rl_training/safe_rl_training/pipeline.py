@@ -30,7 +30,7 @@ from safe_rl_core.certificate import Certificate
 from safe_rl_core.errors import ModelError
 from safe_rl_core.kernel.batch import BatchKernel
 from safe_rl_systems.build import BACKUP, batch_kernel, robot_program, write_bundle
-from safe_rl_systems.robot import Robot
+from safe_rl_systems.robot import ROBOTS, Robot
 
 from safe_rl_training import learners, ps2
 from safe_rl_training.card import card
@@ -273,7 +273,8 @@ def _write(
     if certificate is not None:
         bundle = certify(bundle.path, certificate)
     run.say(f"\n{bundle.path}  {bundle.hash[:12]}  certificate: {bundle.certificate}")
-    run.say(f"fly it: safe-rl fly {robot.robot} --bundle {bundle.path}")
+    flown = f"fly {robot.robot} --bundle" if run.plan.source in ROBOTS else "simulate"
+    run.say(f"fly it: safe-rl {flown} {bundle.path}")
 
 
 def _account(learner: Learner, standing: ps2.Standing) -> dict[str, Any]:
