@@ -81,15 +81,14 @@ def fly(asked: Flights) -> dict[str, Any]:
         log = runner.fly(seed)
         scores = summarise(bundle, log)
         gap = log.x_true[:, : best.shape[1]] - best
-        verdicts = scores["interventions"]
         for name, value in {
             "unsafe": int(scores["violations"] > 0),
             "margin": scores["worst_margin"],
             "row": scores["worst_row"],
             "square": float((gap**2).sum(1).mean()),
             "return": scores["return"],
-            "corrected": 1.0 - verdicts["PASSED"] / sum(verdicts.values()),
-            "backup": verdicts["BACKUP"] / sum(verdicts.values()),
+            "corrected": scores["intervention_rate"],
+            "backup": scores["interventions"]["BACKUP"] / scores["steps"],
         }.items():
             found.setdefault(name, []).append(value)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,25 @@ def test_distance_and_counts_and_no_flight_twice(
     np.savez(args.trajectory, states=moved["states"] + 1.0, t=moved["t"])
     with pytest.raises(AssertionError, match="not flown again"):
         full_physics.measure(args)
+
+
+def test_a_flight_that_leaves_the_safe_set_is_counted(
+    args: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tracker leaves it within a second, when nothing holds it back."""
+    scenario = full_physics.Scenario
+
+    def bare(*given: object, **named: object) -> object:
+        return replace(scenario(*given, **named), shielded=False)
+
+    monkeypatch.setattr(full_physics, "Scenario", bare)
+    *_, (_, folder) = full_physics.cases(args)
+    bundle = Bundle.load(folder)
+    times = bundle.period * np.arange(61)
+    np.savez(args.trajectory, states=bundle.program("reference", times[:, None]), t=times)
+    found = full_physics.fly(full_physics.Flights(folder, 0, 0, 2, 1.0, args.trajectory))
+    assert found["unsafe"] == [1, 1] and max(found["margin"]) < 0.0
+    assert set(found["row"]) == {"ceiling"}
 
 
 def test_a_trajectory_of_another_robot_is_refused(args: argparse.Namespace) -> None:

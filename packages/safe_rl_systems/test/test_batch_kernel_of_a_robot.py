@@ -29,7 +29,7 @@ def test_robot_and_bundle_decide_alike(name: str) -> None:
     assert len(x) > 20
     low, high = np.array([(c.low, c.high) for c in robot.system.inputs]).T
     proposed = rng.uniform(low - 1.0, high + 1.0, (len(x), own.m))
-    found, expected = own.decide(x, proposed, 4), shipped.decide(x, proposed, 4)
+    found, expected = (k.decide(x, proposed, with_rows=True) for k in (own, shipped))
     for field in fields(found):
         a, b = getattr(found, field.name), getattr(expected, field.name)
         assert np.allclose(a, b, rtol=0, atol=1e-9), field.name

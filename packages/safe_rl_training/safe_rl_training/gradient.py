@@ -45,7 +45,7 @@ from torch import Tensor, nn
 
 from safe_rl_training.envs import ShieldedEnv, Transition, observation_sample
 from safe_rl_training.parts.compiling import compiled
-from safe_rl_training.parts.learner import check_finite, flown_scalars
+from safe_rl_training.parts.learner import OneEnv, check_finite, flown_scalars
 from safe_rl_training.parts.networks import network_for
 
 #: Smallest spread of an observation, in its unit: one that hardly varies must not blow up.
@@ -90,7 +90,7 @@ class GradientSettings:
         return last + (first - last) * cosine
 
 
-class GradientLearner:
+class GradientLearner(OneEnv):
     """See the module. One `iterate` is one window of all robots and one step of Adam."""
 
     def __init__(
@@ -118,16 +118,6 @@ class GradientLearner:
         self._propose, self._advance, self._reward = (
             compiled(function, settings.compiled) for function in functions
         )
-
-    @property
-    def env_steps(self) -> int:
-        """Periods that all robots together have been flown."""
-        return self.env.steps
-
-    @property
-    def violations(self) -> int:
-        """Visited states outside the safe set."""
-        return self.env.violations
 
     def iterate(self) -> dict[str, float]:
         """Fly one window, then one step of Adam."""

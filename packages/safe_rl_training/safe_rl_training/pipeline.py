@@ -136,7 +136,7 @@ def train(
         "algorithm": "ps2",
         "provenance": {**made_by, "duration_s": f"{sum(run.seconds.values()):.1f}"},
         **{name: getattr(plan, name) for name in ("backup", "learner", "quick")},
-        "warm_start": _warm_start(plan),
+        "warm_start": run.identity["warm_start"],
         "settings": learners.plain(settings),
         "phase1": found.record,
         "certificate": None if certificate is None else dict(certificate.provenance),

@@ -53,7 +53,7 @@ from safe_rl_systems.robot import Robot
 from torch import Tensor, nn
 
 from safe_rl_training.envs import ShieldedEnv, Transition, observation_sample
-from safe_rl_training.parts.learner import check_finite, flown_scalars
+from safe_rl_training.parts.learner import OneEnv, check_finite, flown_scalars
 from safe_rl_training.parts.networks import mlp, network_for
 from safe_rl_training.projection_layer import ProjectionLayer
 
@@ -180,7 +180,7 @@ def advantages(
     return out
 
 
-class Ppo:
+class Ppo(OneEnv):
     """A `Learner`: collects with `ShieldedEnv` and learns as the module's docstring says."""
 
     def __init__(
@@ -218,16 +218,6 @@ class Ppo:
         self._actor_optimiser = torch.optim.Adam(actor, lr=settings.learning_rate)
         rate = settings.critic_learning_rate
         self._critic_optimiser = torch.optim.Adam(self.critic.parameters(), lr=rate)
-
-    @property
-    def env_steps(self) -> int:
-        """Periods flown so far, of all robots together."""
-        return self.env.steps
-
-    @property
-    def violations(self) -> int:
-        """Visited states outside the safe set so far."""
-        return self.env.violations
 
     def iterate(self) -> dict[str, float]:
         """Fly one batch and learn from it; scalars to log, "return" when an episode ended."""

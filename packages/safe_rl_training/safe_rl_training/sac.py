@@ -43,7 +43,7 @@ from safe_rl_systems.robot import Robot
 from torch import Tensor, nn
 
 from safe_rl_training.envs import ShieldedEnv, Transition, observation_sample
-from safe_rl_training.parts.learner import ReturnScale, check_finite, flown_scalars
+from safe_rl_training.parts.learner import OneEnv, ReturnScale, check_finite, flown_scalars
 from safe_rl_training.parts.networks import network_for
 from safe_rl_training.parts.replay import Batch, Replay
 from safe_rl_training.parts.stochastic import Actor, TwinCritic
@@ -125,7 +125,7 @@ class SacSettings:
         )
 
 
-class Sac:
+class Sac(OneEnv):
     """A run of the module docstring's algorithm; see `parts/learner.py`."""
 
     def __init__(
@@ -182,16 +182,6 @@ class Sac:
         self._log_volume = 0.0 if settings.normalised else float(half.log().sum())
         scale = torch.tensor(self.robot.input_scale, device=self.device)
         self._distance_unit = float(((half / scale) ** 2).mean())
-
-    @property
-    def env_steps(self) -> int:
-        """Periods flown so far, of all robots together."""
-        return self.env.steps
-
-    @property
-    def violations(self) -> int:
-        """Visited states outside the safe set so far."""
-        return self.env.violations
 
     def iterate(self) -> dict[str, float]:
         """`periods` periods and their updates."""

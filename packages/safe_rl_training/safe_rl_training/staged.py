@@ -7,8 +7,8 @@ Alone, PPO knows nothing at first, and behind the shield it settles for somethin
 task: hovering below the ceiling instead of flying the loop. The gradient finds the task within
 minutes, but where the shield acts its slope leaves out how the rows move with the state, so it
 stops short, or turns back. PPO needs no slope and goes on from the policy with the best return
-that the gradient collected. Both parts are shielded from the first
-period to the last: nothing is learned by leaving the safe set.
+that the gradient collected. Both parts are shielded from the first period to the last: nothing is
+learned by leaving the safe set.
 
 With a policy to begin with (`--warm-start`; tracker.py makes one that knows no shield) there is no
 first part: `learners.py` then takes PPO alone, with the settings that it has here.

@@ -13,7 +13,7 @@ from safe_rl_core.errors import ModelError
 from safe_rl_core.kernel.batch import BACKUP, PASSED
 from safe_rl_systems.robot import Robot
 
-from safe_rl_training.envs import Transition
+from safe_rl_training.envs import ShieldedEnv, Transition
 from safe_rl_training.parts.networks import PolicyNetwork
 
 
@@ -45,6 +45,22 @@ class Learner(Protocol):
     def load_state_dict(self, stored: dict[str, Any]) -> None:
         """Go on where `state_dict` was called, in a learner made with the same arguments."""
         ...
+
+
+class OneEnv:
+    """A learner that flies all its robots in one environment."""
+
+    env: ShieldedEnv
+
+    @property
+    def env_steps(self) -> int:
+        """Periods flown so far, of all robots together."""
+        return self.env.steps
+
+    @property
+    def violations(self) -> int:
+        """Visited states outside the safe set so far."""
+        return self.env.violations
 
 
 def check_finite(scalars: dict[str, float], iteration: int, remedies: dict[str, str]) -> None:
